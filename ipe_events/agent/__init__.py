@@ -1,0 +1,1 @@
+"""The agent: serves clusters: collects, acts, answers, reports."""

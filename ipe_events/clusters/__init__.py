@@ -1,0 +1,1 @@
+"""Finding clusters: one module per provider."""

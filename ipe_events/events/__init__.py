@@ -1,0 +1,32 @@
+"""Payload models: everything that travels on the bus as JSON, and ``Change``, which travels as the object's own bytes."""
+
+from ipe_events.events.act import Act
+from ipe_events.events.base import Payload
+from ipe_events.events.cluster import ClusterEvent, Connected, Disconnected, Epoch, Gap, Heartbeat, Stale
+from ipe_events.events.command import Command, Precondition
+from ipe_events.events.finding import Finding, Severity
+from ipe_events.events.outcome import Outcome, Status
+from ipe_events.events.refs import ObjectRef, ResourceRef
+from ipe_events.events.registry import AgentStatus, HandlerDeclaration
+
+__all__ = [
+    "Act",
+    "AgentStatus",
+    "ClusterEvent",
+    "Command",
+    "Connected",
+    "Disconnected",
+    "Epoch",
+    "Finding",
+    "Gap",
+    "HandlerDeclaration",
+    "Heartbeat",
+    "ObjectRef",
+    "Outcome",
+    "Payload",
+    "Precondition",
+    "ResourceRef",
+    "Severity",
+    "Stale",
+    "Status",
+]

@@ -1,0 +1,60 @@
+"""What all payloads share: a topic, a version, and the rule on unknown fields.
+
+Readers of events ignore fields that they do not know, so that a newer writer does not break them (``Event`` models). What asks
+for an effect is read strictly, so that nothing that its author wrote is overlooked (``Request`` models).
+"""
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from ipe_events.subjects import EVENT, Topic
+
+
+def _kebab(name: str) -> str:
+    words = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name)
+    return words.lstrip("-")
+
+
+class Model(BaseModel):
+    """A part of a payload: immutable, unknown fields ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Payload(Model):
+    """Root of everything that handlers receive and return as JSON bodies.
+
+    Subclass it for payloads of your own: they travel on ``ipe.event.<handler>.<type>``.
+
+    Attributes:
+        topic: the family of subjects that carries it.
+        type_name: its name in subjects and ``ce-type``; by default the class name in kebab case.
+        type_version: of the payload's schema, part of ``ce-type``; grows when a change would break a reader.
+    """
+
+    topic: ClassVar[Topic] = EVENT
+    type_name: ClassVar[str] = ""
+    type_version: ClassVar[int] = 1
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_kwargs: object) -> None:
+        if "type_name" not in cls.__dict__:
+            cls.type_name = _kebab(cls.__name__)
+
+    @classmethod
+    def ce_type(cls) -> str:
+        """CloudEvents type: ``dev.ipe.<topic>.<type>.v<type version>``."""
+        return f"dev.ipe.{cls.topic.name}.{cls.type_name}.v{cls.type_version}"
+
+
+class Request(Payload):
+    """A payload that asks for an effect: an unknown field is refused, because overlooking it could do harm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RequestPart(Model):
+    """A part of a request, equally strict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

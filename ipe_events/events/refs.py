@@ -1,0 +1,63 @@
+"""How payloads name Kubernetes objects and resources."""
+
+import re
+from typing import Self
+
+from pydantic import Field
+
+from ipe_events.errors import UsageError
+from ipe_events.events.base import RequestPart
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+
+
+class ResourceRef(RequestPart):
+    """A resource of the API: ``deployments.apps``, ``pods``.
+
+    Attributes:
+        group: API group; empty for the core group.
+        resource: plural, lower-case name.
+    """
+
+    group: str = ""
+    resource: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``deployments.apps`` or ``pods``, as ``kubectl`` writes it.
+
+        Raises:
+            UsageError: the text does not name a resource.
+        """
+        resource, _, group = text.partition(".")
+        if not _DNS_LABEL.fullmatch(resource) or (group and not _DNS_NAME.fullmatch(group)) or text.endswith("."):
+            raise UsageError(f"{text!r} does not name a resource", fix="write it as `deployments.apps` or `pods`")
+        return cls(group=group, resource=resource)
+
+    def __str__(self) -> str:
+        return f"{self.resource}.{self.group}" if self.group else self.resource
+
+
+class ObjectRef(RequestPart):
+    """One object of a cluster.
+
+    Attributes:
+        group: API group; empty for the core group.
+        version: API version that the author saw, e.g. ``v1``; empty: the agent's preferred one.
+        resource: plural, lower-case name.
+        namespace: empty for cluster-scoped objects.
+        name: the object's name.
+        uid: the object's uid; empty when the author has none (e.g. an object to be created).
+    """
+
+    group: str = ""
+    version: str = ""
+    resource: str
+    namespace: str = ""
+    name: str = Field(min_length=1)
+    uid: str = ""
+
+    def __str__(self) -> str:
+        kind = f"{self.resource}.{self.group}" if self.group else self.resource
+        return f"{self.namespace}/{kind}/{self.name}" if self.namespace else f"{kind}/{self.name}"

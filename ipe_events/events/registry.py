@@ -1,0 +1,67 @@
+"""Who is there: handlers declare what they need, agents tell what they collect. Kept in KV, read by the other side."""
+
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from ipe_events.events.base import Model
+
+
+class HandlerDeclaration(Model):
+    """What one handler subscribes to and publishes; key ``<handler>`` of bucket ``ipe_handlers``.
+
+    Attributes:
+        handler: its name.
+        subjects: subject filters of its consumer.
+        resources: Kubernetes resources it needs collected, as ``deployments.apps``.
+        clusters: cluster names or globs it wants; empty: all.
+        snapshots: whether it asks agents for snapshots.
+        managed_fields: whether it needs ``metadata.managedFields``.
+        outputs: subject filters it publishes on.
+        commands: verbs it may ask for.
+        services: subjects it answers on.
+        time: when it started.
+        version: of this document.
+    """
+
+    handler: str
+    subjects: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    clusters: tuple[str, ...] = ()
+    snapshots: bool = False
+    managed_fields: bool = False
+    outputs: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    time: AwareDatetime
+    version: Literal[1] = 1
+
+
+class AgentStatus(Model):
+    """What one cluster's agent does; key ``<cluster>`` (escaped as a token) of bucket ``ipe_agents``.
+
+    Attributes:
+        cluster: the operator's name.
+        cluster_uid: uid of its ``kube-system`` namespace.
+        epoch: current epoch.
+        agent: identity of the agent process.
+        state: ``connecting``, ``syncing``, ``connected``, ``disconnected``.
+        server_version: of Kubernetes.
+        resources: resource → ``watching``, ``syncing``, ``refused: …``, ``failing: …``.
+        objects: resource → number of objects in the index.
+        writes: whether this agent holds the cluster's Lease and may write.
+        time: when this was written.
+        version: of this document.
+    """
+
+    cluster: str
+    cluster_uid: str = ""
+    epoch: int = 0
+    agent: str = ""
+    state: str = "connecting"
+    server_version: str = ""
+    resources: dict[str, str] = {}
+    objects: dict[str, int] = {}
+    writes: bool = False
+    time: AwareDatetime
+    version: Literal[1] = 1

@@ -1,0 +1,1 @@
+"""Pure tools on Kubernetes objects: paths, keyed diff, quantities, pruning."""

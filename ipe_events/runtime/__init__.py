@@ -1,0 +1,1 @@
+"""The handler runtime: registry, injection, lanes, retry, dead letters, health."""

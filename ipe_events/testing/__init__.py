@@ -1,0 +1,1 @@
+"""Test kit for handlers: FakeCluster, TestBus, clocks, fixtures."""
