@@ -1,0 +1,1 @@
+"""Benchmarks: they compare within one run and are never part of the tests."""
