@@ -21,8 +21,8 @@ Log = structlog.typing.FilteringBoundLogger
 
 
 def get_logger(name: str) -> Log:
-    """A logger that carries its module's name as key ``logger``; cheap until first used."""
-    logger: Log = structlog.get_logger(logger=name)
+    """A logger that carries its module's name as key ``module``; cheap until first used."""
+    logger: Log = structlog.get_logger(module=name)
     return logger
 
 

@@ -4,8 +4,8 @@ An OpenTelemetry counter costs about 5 µs per addition, a seventh of what one c
 of *cells*, bound once to their label values; adding to a cell is adding to an int. When somebody scrapes, the cells become
 OpenTelemetry ``MetricsData``, which any of its exporters takes; ``render`` uses the Prometheus one.
 
-A family holds at most 2,000 label sets (OpenTelemetry's own limit); what comes after shares one cell labelled
-``otel_metric_overflow="true"``, so that a hostile cluster cannot fill the memory with namespaces.
+A family holds at most 2,000 label sets (OpenTelemetry's own limit); what comes after shares one cell whose labels are
+all ``(overflow)``, so that a hostile cluster cannot fill the memory with namespaces.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 MAX_LABEL_SETS = 2_000
+OVERFLOW = "(overflow)"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Default bounds of a histogram, in seconds."""
 
@@ -111,7 +112,7 @@ class Family(Generic[CellT]):
         """Every cell with its labels."""
         points = [(dict(zip(self.label_names, values, strict=True)), cell) for values, cell in list(self.cells.items())]
         if self._overflow is not None:
-            points.append(({"otel_metric_overflow": "true"}, self._overflow))
+            points.append((dict.fromkeys(self.label_names, OVERFLOW), self._overflow))
         return points
 
 
