@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from ipe_events.errors import ConfigError, UsageError
 from ipe_events.telemetry import log, metrics, trace
-from ipe_events.telemetry.health import LOOP_LAG, HealthServer
+from ipe_events.telemetry.health import LOOP_LAG, Check, HealthServer
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ async def test_readiness_names_every_failing_check():
     async def broken() -> str:
         raise RuntimeError("no such stream")
 
-    checks = {"bus": lambda: "", "sync": lambda: "2 of 3 clusters synced", "broken": broken}
+    checks: dict[str, Check] = {"bus": lambda: "", "sync": lambda: "2 of 3 clusters synced", "broken": broken}
     async with HealthServer(checks) as server:
         status, text = await _get(server, "/readyz")
         assert status == 503
