@@ -25,7 +25,9 @@ ATOMIC_MAPS = frozenset({
     "selector", "nodeSelector", "labelSelector", "podSelector", "namespaceSelector", "fieldRef", "resourceFieldRef",
     "configMapKeyRef", "secretKeyRef", "secretRef", "scopeSelector", "involvedObject", "objectRef", "targetRef", "claimRef",
 })  # fmt: skip
-ALWAYS_THERE = frozenset({"metadata", "spec", "status", "template", "jobTemplate", "strategy", "updateStrategy", "scaleTargetRef"})
+ALWAYS_THERE = frozenset(
+    {"metadata", "spec", "status", "template", "jobTemplate", "strategy", "updateStrategy", "scaleTargetRef"}
+)
 """Structs that exist in every object of their type: never owned themselves, only their fields are."""
 
 _UNTRACKED_METADATA = frozenset({

@@ -156,7 +156,8 @@ class Registry:
         kinds = list(self._by_path.values())
         exact = [kind for kind in kinds if kind.qualified == resource]
         plural = [kind for kind in kinds if kind.resource == resource]
-        return (exact or plural or [None])[0]
+        found = exact or plural
+        return found[0] if found else None
 
     def __iter__(self) -> Iterator[Kind]:
         return iter(list(self._by_path.values()))

@@ -44,7 +44,7 @@ def apply_patch(obj: JsonObject, content_type: str, body: bytes) -> JsonObject:
     if content_type in APPLY:
         raise _refused("server-side apply", "test server-side apply against a real API server")
     if content_type not in (JSON_PATCH, MERGE_PATCH):
-        accepted = ", ".join((JSON_PATCH, MERGE_PATCH))
+        accepted = f"{JSON_PATCH}, {MERGE_PATCH}"
         raise unsupported_media_type(
             f"the body of the request was in an unknown format - accepted media types include: {accepted}"
         )

@@ -213,6 +213,4 @@ def too_many_requests(retry_after: int) -> StatusError:
 
 def internal_error(why: str) -> StatusError:
     """500."""
-    return StatusError(
-        500, "InternalError", f"Internal error occurred: {why}", details={"causes": [{"message": why}]}
-    )
+    return StatusError(500, "InternalError", f"Internal error occurred: {why}", details={"causes": [{"message": why}]})

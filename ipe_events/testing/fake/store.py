@@ -36,21 +36,19 @@ class Compacted(Exception):
 class Item:
     """One state of one object: the dict (never mutate it) and its JSON as a watch or a get sends it."""
 
-    __slots__ = ("_listed", "_partial", "obj", "raw", "rv")
+    __slots__ = ("_partial", "obj", "raw", "rv")
 
     def __init__(self, obj: JsonObject) -> None:
-        self.obj = obj
-        self.raw = orjson.dumps(obj)
+        self.obj = {"kind": obj["kind"], "apiVersion": obj["apiVersion"], **obj}
+        self.raw = orjson.dumps(self.obj)
         self.rv = int(obj["metadata"]["resourceVersion"])
-        self._listed: bytes | None = None
         self._partial: bytes | None = None
 
     @property
     def listed(self) -> bytes:
-        """The JSON as an item of a list of built-in objects: without ``kind`` and ``apiVersion``."""
-        if self._listed is None:
-            self._listed = orjson.dumps({k: v for k, v in self.obj.items() if k not in ("kind", "apiVersion")})
-        return self._listed
+        """The JSON as an item of a list of built-in objects: without ``kind`` and ``apiVersion``, which come first."""
+        head = orjson.dumps({"kind": self.obj["kind"], "apiVersion": self.obj["apiVersion"]})
+        return b"{" + self.raw[len(head) :]
 
     @property
     def partial(self) -> bytes:
@@ -94,10 +92,10 @@ class Store:
     def __init__(self, *, history: int = 10_000, first_rv: int = 1) -> None:
         self.rv = first_rv
         self._history_size = history
+        self._floor = 0
         self._tables: dict[GroupResource, dict[ObjectKey, Item]] = defaultdict(dict)
         self._history: dict[GroupResource, deque[Change]] = defaultdict(deque)
-        self._floors: dict[GroupResource, int] = defaultdict(lambda: self._floor)
-        self._floor = 0
+        self._floors: dict[GroupResource, int] = defaultdict(int)
         self._subscribers: dict[GroupResource, list[Subscriber]] = defaultdict(list)
         self._on_restore: list[Callable[[], None]] = []
         self._past: OrderedDict[tuple[GroupResource, int], list[tuple[ObjectKey, Item]]] = OrderedDict()
@@ -173,11 +171,12 @@ class Store:
         self._record(Change(self.rv, "ADDED" if previous is None else "MODIFIED", group_resource, key, item, previous))
         return item
 
-    def remove(self, group_resource: GroupResource, key: ObjectKey) -> Item:
-        """Delete the object; returns its last state with the delete's resourceVersion."""
+    def remove(self, group_resource: GroupResource, key: ObjectKey, last: JsonObject | None = None) -> Item:
+        """Delete the object; returns its last state (``last``, or what was stored) with the delete's resourceVersion."""
         previous = self._tables[group_resource].pop(key)
+        last = last or previous.obj
         self.rv += 1
-        gone = Item(previous.obj | {"metadata": previous.obj["metadata"] | {"resourceVersion": str(self.rv)}})
+        gone = Item(last | {"metadata": last["metadata"] | {"resourceVersion": str(self.rv)}})
         self._record(Change(self.rv, "DELETED", group_resource, key, gone, previous))
         return gone
 
