@@ -8,7 +8,7 @@ import json
 import ssl
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,7 +94,7 @@ class Api:
             answer = {"text": raw.decode()}
         return answer if isinstance(answer, dict) else {"items": answer}
 
-    def watch(self, path: str, *, seconds: int = 10, **query: Any) -> Iterator[Object]:
+    def watch(self, path: str, *, seconds: int = 10, **query: Any) -> Generator[Object, None, None]:
         """The events of one watch until the server ends it after `seconds`."""
         query = {"watch": "true", "timeoutSeconds": seconds, **query}
         with self._send("GET", path, None, query, "application/json", timeout=seconds + 5) as response:

@@ -34,9 +34,7 @@ WORKLOAD_TOOLS = ("kube-controller-manager", "kube-scheduler", "kwok")
 class ControlPlane:
     """The processes of one cluster, in `folder` (keys, logs, etcd's data); a context manager that starts and stops it."""
 
-    def __init__(
-        self, binaries: Binaries, folder: Path, name: str, *, watch_cache: bool = True, audit: bool = False
-    ) -> None:
+    def __init__(self, binaries: Binaries, folder: Path, name: str, *, watch_cache: bool = True, audit: bool = False) -> None:
         self.binaries = binaries
         self.folder = folder
         self.name = name
@@ -95,7 +93,7 @@ class ControlPlane:
             # no kubelet sends heartbeats here, and a ConfigMap in every namespace would be noise to a watch
             *("--node-monitor-grace-period=24h", "--controllers=*,-root-ca-certificate-publisher-controller"),
         ]
-        kwok = ["--manage-all-nodes", "--node-lease-duration-seconds=0", "--config", str(HERE / "stages.yaml")]
+        kwok = ["--manage-all-nodes", "--node-lease-duration-seconds=0", "--v=WARN", "--config", str(HERE / "stages.yaml")]
         commands = {
             "kube-controller-manager": manager,
             "kube-scheduler": ["--leader-elect=false", "--secure-port=0"],
@@ -147,9 +145,7 @@ class ControlPlane:
         certificate = authority.issue_cert("127.0.0.1", "localhost")
         certificate.private_key_and_cert_chain_pem.write_to_path(self.folder / "server.pem")
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         (self.folder / "service-account.key").write_bytes(pem)
         (self.folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n')
         return authority.cert_pem.bytes().decode()
@@ -208,16 +204,15 @@ class ControlPlane:
         return flags
 
     def _wait_workloads(self) -> None:
-        api, probe = self.cluster.api, f"{CORE}/namespaces/ipe-controllers-probe"
-        api.create(f"{CORE}/namespaces", {"metadata": {"name": "ipe-controllers-probe"}})
-        api.delete(probe)
+        api, probe = self.cluster.api, "ipe-controllers-probe"  # its default ServiceAccount shows that they act
+        self.cluster.ensure(f"{CORE}/namespaces", {"metadata": {"name": probe}})
 
         def ready() -> bool:
             nodes = api.get(f"{CORE}/nodes")["items"]
             conditions = [c for node in nodes for c in node["status"].get("conditions", []) if c["type"] == "Ready"]
             healthy = sum(condition["status"] == "True" for condition in conditions)
             taints = [taint for node in nodes for taint in node["spec"].get("taints", [])]
-            return healthy == len(NODES) and not taints and not api.exists(probe)
+            return healthy == len(NODES) and not taints and api.exists(f"{CORE}/namespaces/{probe}/serviceaccounts/default")
 
         deadline = time.monotonic() + 40
         for child in self._workloads:
