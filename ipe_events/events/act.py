@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import AwareDatetime
 
-from ipe_events.events.base import Payload
+from ipe_events.events.base import Name, Payload
 from ipe_events.subjects import ACT, Topic
 
 
@@ -23,8 +23,8 @@ class Act(Payload):
     topic: ClassVar[Topic] = ACT
     type_name: ClassVar[str] = "act"
 
-    user: str
-    act: str
+    user: Name
+    act: Name
     target: str = ""
     reason: str = ""
     arguments: dict[str, Any] = {}

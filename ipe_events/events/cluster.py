@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
-from ipe_events.events.base import Payload
+from ipe_events.events.base import Name, Payload
 from ipe_events.subjects import CLUSTER, Topic
 
 
@@ -20,9 +20,9 @@ class ClusterEvent(Payload):
 
     topic: ClassVar[Topic] = CLUSTER
 
-    cluster: str
+    cluster: Name
     cluster_uid: str = ""
-    epoch: int = 0
+    epoch: int = Field(default=0, ge=0)
     time: AwareDatetime
 
 
@@ -59,7 +59,7 @@ class Stale(ClusterEvent):
     """
 
     resource: str
-    silent_seconds: float
+    silent_seconds: float = Field(ge=0)
 
 
 class Gap(ClusterEvent):

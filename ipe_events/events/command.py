@@ -6,11 +6,11 @@ expiry travel with it, so that the agent needs to ask nobody and an auditor sees
 """
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ipe_events.events.base import Request, RequestPart
+from ipe_events.events.base import Name, Request, RequestPart
 from ipe_events.events.refs import ObjectRef
 from ipe_events.subjects import COMMAND, Topic
 
@@ -20,15 +20,49 @@ VERBS = ("patch", "scale", "suspend", "annotate", "create", "delete", "apply")
 Verb = Literal["patch", "scale", "suspend", "annotate", "create", "delete", "apply"]
 
 
+Pointer = Annotated[str, Field(max_length=4_000, pattern=r"^(/([^/~]|~[01])*)*$")]
+"""An RFC 6901 JSON pointer."""
+
+
 class PatchOperation(RequestPart):
-    """One operation of an RFC 6902 JSON Patch; ``test`` operations are the precondition."""
+    """One operation of an RFC 6902 JSON Patch; ``test`` operations are the precondition.
+
+    ``add``, ``replace`` and ``test`` carry a ``value`` (null is one), ``move`` and ``copy`` a ``from``, and none of them the
+    other's; it is written in exactly that form.
+    """
 
     op: Literal["add", "remove", "replace", "move", "copy", "test"]
-    path: str
+    path: Pointer
     value: Any = None
-    from_: str | None = Field(default=None, alias="from")
+    from_: Pointer | None = Field(default=None, alias="from")
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for field, name, wanted in (("value", "value", self._takes_value), ("from_", "from", self._takes_from)):
+            if wanted and field not in self.model_fields_set:
+                raise ValueError(f"operation {self.op!r} needs {name!r}")
+            if not wanted and getattr(self, field) is not None:
+                raise ValueError(f"operation {self.op!r} has no {name!r}")
+        if self._takes_from and self.from_ is None:
+            raise ValueError(f"operation {self.op!r} needs a pointer in 'from'")
+        return self
+
+    @property
+    def _takes_value(self) -> bool:
+        return self.op in ("add", "replace", "test")
+
+    @property
+    def _takes_from(self) -> bool:
+        return self.op in ("move", "copy")
+
+    @model_serializer(mode="wrap")
+    def _rfc_form(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = set() if self._takes_value else {"value"}
+        if not self._takes_from:
+            absent |= {"from", "from_"}
+        return {key: value for key, value in handler(self).items() if key not in absent}
 
 
 class Patch(RequestPart):
@@ -56,7 +90,7 @@ class Annotate(RequestPart):
     """Set annotations; None removes one."""
 
     verb: Literal["annotate"] = "annotate"
-    annotations: dict[str, str | None] = Field(min_length=1)
+    annotations: dict[str, str | None] = Field(min_length=1, max_length=500)
 
 
 class Create(RequestPart):
@@ -94,7 +128,7 @@ class Precondition(RequestPart):
     """
 
     uid: str = ""
-    values: dict[str, Any] = Field(default_factory=dict)
+    values: dict[Pointer, Any] = Field(default={}, max_length=500)
     resource_version: str = ""
 
 
@@ -123,13 +157,13 @@ class Command(Request):
 
     id: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+$")
     handler: str = Field(min_length=1, max_length=100)
-    cluster: str = Field(min_length=1, max_length=253)
+    cluster: Name
     target: ObjectRef
     action: Action
     precondition: Precondition = Precondition()
     reason: str = Field(min_length=1, max_length=2_000)
     cause: str = Field(default="", max_length=1_000)
-    hops: int = Field(default=1, ge=1)
+    hops: int = Field(default=1, ge=1, le=1_000)
     issued: AwareDatetime
     expires: AwareDatetime
     lease: AwareDatetime | None = None

@@ -3,9 +3,7 @@
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from pydantic import Field
-
-from ipe_events.events.base import Payload
+from ipe_events.events.base import Name, Payload
 from ipe_events.events.refs import ObjectRef
 from ipe_events.subjects import FINDING, Topic
 
@@ -34,9 +32,9 @@ class Finding(Payload):
 
     topic: ClassVar[Topic] = FINDING
 
-    cluster: str
+    cluster: Name
     subject: ObjectRef
     severity: Severity = Severity.MEDIUM
     message: str
     evidence: tuple[str, ...] = ()
-    proposal: dict[str, Any] | None = Field(default=None)
+    proposal: dict[str, Any] | None = None

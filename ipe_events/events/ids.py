@@ -5,9 +5,12 @@ by the handler, its input and the position of the output. ``Nats-Msg-Id`` and ``
 """
 
 import hashlib
+import re
 from typing import NamedTuple
 
 from ipe_events.errors import SchemaError
+
+_CHANGE_ID = re.compile(r"([^/]+)/(0|[1-9][0-9]{0,17})/([^/]*)/([^/]+)/([^/]+)/([^/]+)/([^/]+)")
 
 
 class ChangeId(NamedTuple):
@@ -31,10 +34,14 @@ def parse_change_id(text: str) -> ChangeId:
     Raises:
         SchemaError: the text is not a change's id.
     """
-    parts = text.split("/")
-    if len(parts) != len(ChangeId._fields) or not parts[1].isdecimal():
-        raise SchemaError(f"{text!r} is not the id of a change", fix="<cluster-uid>/<epoch>/<group>/<resource>/<uid>/<rv>/<verb>")
-    return ChangeId(parts[0], int(parts[1]), *parts[2:])
+    match = _CHANGE_ID.fullmatch(text)
+    if not match:
+        shown = text if len(text) <= 300 else f"{text[:300]}… (cut, {len(text):,} characters)"
+        raise SchemaError(
+            f"{shown!r} is not the id of a change", fix="<cluster-uid>/<epoch>/<group>/<resource>/<uid>/<rv>/<verb>"
+        )
+    cluster_uid, epoch, *rest = match.groups()
+    return ChangeId(cluster_uid, int(epoch), *rest)
 
 
 def derived_id(*parts: str | int) -> str:

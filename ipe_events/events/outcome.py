@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import AwareDatetime
 
-from ipe_events.events.base import Payload
+from ipe_events.events.base import Name, Payload
 from ipe_events.events.refs import ObjectRef
 from ipe_events.subjects import OUTCOME, Topic
 
@@ -53,8 +53,8 @@ class Outcome(Payload):
 
     id: str
     command: str
-    handler: str
-    cluster: str
+    handler: Name
+    cluster: Name
     verb: str
     agent: str = ""
     status: Status

@@ -3,7 +3,7 @@
 import re
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ipe_events.errors import UsageError
 from ipe_events.events.base import RequestPart
@@ -40,7 +40,7 @@ class ResourceRef(RequestPart):
 
 
 class ObjectRef(RequestPart):
-    """One object of a cluster.
+    """One object of a cluster. Every part is fit to be one segment of an API path, whoever wrote it.
 
     Attributes:
         group: API group; empty for the core group.
@@ -51,12 +51,19 @@ class ObjectRef(RequestPart):
         uid: the object's uid; empty when the author has none (e.g. an object to be created).
     """
 
-    group: str = ""
-    version: str = ""
-    resource: str
-    namespace: str = ""
-    name: str = Field(min_length=1)
-    uid: str = ""
+    group: str = Field(default="", max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    version: str = Field(default="", max_length=63, pattern=r"^[a-z0-9]*$")
+    resource: str = Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    namespace: str = Field(default="", max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
+    name: str = Field(max_length=1_000, pattern=r"^[^/%\x00-\x1f\x7f]+$")
+    uid: str = Field(default="", max_length=253)
+
+    @field_validator("name")
+    @classmethod
+    def _one_path_segment(cls, name: str) -> str:
+        if name in (".", ".."):
+            raise ValueError("`.` and `..` are no names of objects")
+        return name
 
     def __str__(self) -> str:
         kind = f"{self.resource}.{self.group}" if self.group else self.resource

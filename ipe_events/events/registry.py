@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime
 
-from ipe_events.events.base import Model
+from ipe_events.events.base import Model, Name
 
 
 class HandlerDeclaration(Model):
@@ -24,7 +24,7 @@ class HandlerDeclaration(Model):
         version: of this document.
     """
 
-    handler: str
+    handler: Name
     subjects: tuple[str, ...] = ()
     resources: tuple[str, ...] = ()
     clusters: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class AgentStatus(Model):
         version: of this document.
     """
 
-    cluster: str
+    cluster: Name
     cluster_uid: str = ""
     epoch: int = 0
     agent: str = ""
