@@ -25,7 +25,9 @@ from ipe_events.testing.fake.kinds import BUILT_IN, METRICS, Kind, Registry
 from ipe_events.testing.fake.metrics import Metrics
 from ipe_events.testing.fake.operations import DeleteOptions, Operations, WriteOptions
 from ipe_events.testing.fake.patch import JSON_PATCH, MERGE_PATCH
+from ipe_events.testing.fake.rules import copy
 from ipe_events.testing.fake.selectors import label_selector
+from ipe_events.testing.fake.status import already_exists
 from ipe_events.testing.fake.store import ObjectKey, Snapshot, Store
 from ipe_events.testing.faults import Faults
 
@@ -185,6 +187,18 @@ class FakeCluster:
             return self.create(obj, manager=manager)
         body = orjson.dumps(obj)
         return self._operations.patch(kind, key, MERGE_PATCH, body, WriteOptions(manager, trusted=True))
+
+    def seed(self, obj: JsonObject) -> JsonObject:
+        """Place an object as it is, as if the cluster had it already: no defaults, no admission, uid and managedFields kept.
+
+        Raises:
+            StatusError: 409, the name is taken.
+        """
+        kind = self._kind_of(obj)
+        key = self._namespace(kind, obj), str(obj["metadata"]["name"])
+        if self.store.get(kind.group_resource, key) is not None:
+            raise already_exists(kind, key[1])
+        return self._operations.commit(kind, key, None, copy(obj))
 
     def patch(
         self, resource: str, name: str, patch: JsonObject | list[JsonObject], *, namespace: str = "default",

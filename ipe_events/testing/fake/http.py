@@ -93,7 +93,7 @@ class Api:
             case ["healthz" | "livez" | "readyz"]:
                 found = "ok"
             case ["version"]:
-                found = _version(self.settings.version)
+                found = version_document(self.settings.version)
             case ["api"]:
                 found = discovery.aggregated(registry, core=True) if as_v2 else discovery.api_versions()
             case ["apis"]:
@@ -318,6 +318,7 @@ async def _delete_options(request: web.Request) -> DeleteOptions:
     return DeleteOptions(str(conditions.get("uid", "")), str(conditions.get("resourceVersion", "")), dry)
 
 
-def _version(version: str) -> JsonObject:
+def version_document(version: str) -> JsonObject:
+    """``/version``."""
     major, minor, *_ = version.removeprefix("v").split(".")
     return {"major": major, "minor": minor, "gitVersion": version, "platform": "linux/amd64"}
