@@ -82,6 +82,14 @@ class PayloadTooLarge(BusError, ValueError):
     """A message exceeds the server's ``max_payload``; it was not sent."""
 
 
+class BusConflict(BusError):
+    """Somebody else wrote first: a key exists already, or its revision is not the expected one."""
+
+
+class BusNotFound(BusError, LookupError):
+    """No such stream, consumer, bucket, key or object."""
+
+
 class TopologyError(BusError):
     """Streams, buckets or consumers are not as they should be."""
 

@@ -1,0 +1,101 @@
+"""The seam to nats-py: its client, with raw subscriptions, unawaited writes and errors that do not end the connection.
+
+nats-py parses the headers of every message into a dict before anybody asks, and moves every message through a queue into a task.
+With our fifteen headers that is two thirds of a consumer's CPU. ``Client`` therefore overrides ``_process_msg``, where the
+protocol parser hands over subject, reply, header block and body: a subscription made by ``subscribe_raw`` gets them as they are,
+synchronously. It overrides ``_process_err`` too, since nats-py closes for good on any error that it does not know, while we want
+to reconnect for ever. ``tests/unit/test_bus_client.py`` pins both names and their signatures, so that a new nats-py cannot
+remove the seam unnoticed.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+
+from nats import errors
+from nats.aio.client import Client as NatsClient
+from nats.aio.subscription import Subscription
+
+from ipe_events.errors import IpeError
+from ipe_events.telemetry.log import get_logger
+
+log = get_logger(__name__)
+
+RawCallback = Callable[[bytes, bytes, bytes, bytes], None]
+"""Called with subject, reply, header block and body of each message; must not block."""
+
+_VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"")
+_HARMLESS = ("invalid subject", "maximum subscriptions exceeded")
+
+
+class Client(NatsClient):
+    """nats-py's client with our seam; made by ``Bus.connect`` alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._raw: dict[int, RawCallback] = {}
+        self.on_violation: Callable[[str, str], None] = lambda _kind, _subject: None
+        """Called with ``publish`` or ``subscription`` and the subject **in lower case**, as nats-py hands it over."""
+
+    # --- writing -----------------------------------------------------------------------------------------------------------
+
+    def write(self, frame: bytes) -> None:
+        """Appends protocol bytes to what is sent next, without waiting; kept over a reconnect."""
+        self._pending.append(frame)
+        self._pending_data_size += len(frame)
+        queue = self._flush_queue
+        if queue is not None and queue.empty():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    @property
+    def buffered(self) -> int:
+        """Bytes written but not yet handed to the socket."""
+        return self._pending_data_size
+
+    # --- raw subscriptions ---------------------------------------------------------------------------------------------------
+
+    def subscribe_raw(self, subject: str, callback: RawCallback, *, queue: str = "") -> int:
+        """Subscribes and returns the subscription's number; replayed after a reconnect. A violation comes by ``on_violation``."""
+        self._sid += 1
+        subscription = Subscription(self, self._sid, subject, queue=queue)
+        self._subs[self._sid] = subscription
+        self._raw[self._sid] = callback
+        self.write(f"SUB {subject} {queue} {self._sid}\r\n".encode())
+        return self._sid
+
+    def unsubscribe_raw(self, sid: int) -> None:
+        """Ends a raw subscription; messages that are on their way are dropped."""
+        if self._raw.pop(sid, None) is not None and self._subs.pop(sid, None) is not None:
+            self.write(f"UNSUB {sid}\r\n".encode())
+
+    # --- nats-py's inner calls -----------------------------------------------------------------------------------------------
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        callback = self._raw.get(sid)
+        if callback is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        try:
+            callback(subject, reply, headers or b"", data)
+        except Exception:
+            log.exception("a message callback failed", subject=subject.decode(errors="replace"))
+
+    def _connect_command(self) -> bytes:
+        try:
+            return bytes(super()._connect_command())
+        except IpeError as error:  # a creds file is being replaced: nats-py tries again after its own errors only
+            raise errors.Error(str(error)) from error
+
+    async def _process_err(self, err_msg: str) -> None:
+        text = err_msg.strip("'")
+        violation = _VIOLATION.search(text)
+        if violation:
+            self.on_violation(violation[1], violation[2])
+        elif any(harmless in text for harmless in _HARMLESS):
+            log.warning("NATS refused a command", error=text)
+        else:
+            self._err = errors.Error(f"nats: {text}")
+            log.warning("NATS ended the connection; it is opened again", error=text)
+            await self._process_op_err(self._err)
