@@ -1,0 +1,100 @@
+"""The agent's YAML: what is read, and the one line that answers each mistake."""
+
+import pytest
+
+from ipe_events.agent.config import AgentConfig, load_config, parse_config, parse_duration, quick_grant
+from ipe_events.agent.grants import Mode
+from ipe_events.errors import ConfigError, UsageError
+
+HEAD = "apiVersion: ipe.dev/v1alpha1\nkind: AgentConfig\n"
+
+
+def test_everything_has_a_careful_default():
+    config = parse_config(HEAD)
+    assert config == AgentConfig()
+    assert config.act.max_hops == 8
+    assert config.act.writes is None
+    assert not config.collect.secrets
+    assert parse_config(HEAD + "grants: [{handler: h}]\n").grants[0].mode is Mode.OBSERVE
+
+
+def test_grants_of_further_documents_join_and_know_their_lines(tmp_path):
+    file = tmp_path / "agent.yaml"
+    file.write_text(
+        HEAD
+        + "clusters: {contexts: ['prod-*']}\nlease: {duration: 1m30s}\n"
+        + "grants:\n  - handler: sleep\n    mode: enforce\n    verbs: [scale]\n"
+        + "    resources: [deployments.apps]\n    limits: {perMinute: 5, namespaceShare: 0.2}\n"
+        + "---\n---\napiVersion: ipe.dev/v1alpha1\nkind: HandlerGrant\n"
+        + "metadata: {name: drift}\nspec: {handler: drift, mode: propose}\n"
+    )
+    config = load_config(file)
+    assert config.lease.duration == 90
+    assert config.grants[0].limits.namespace_share == 0.2
+    assert [grant.source for grant in config.grants] == [f"{file}:6: grants[0]", f"{file}:13: HandlerGrant drift"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grants:\n- handler: x\n  mdoe: enforce\n", r"f:5: grants\[0\]\.mdoe: unknown key \(fix: did you mean `mode`\?\)"),
+        ("hearbeat: 5s\n", r"f:3: hearbeat: unknown key \(fix: did you mean `heartbeat`\?\)"),
+        ("grants:\n- {mode: enforce}\n", r"f:4: grants\[0\]\.handler: required, but missing"),
+        ("act:\n  timeout: 10x\n", r"f:4: act\.timeout: a duration is seconds or text such as .*, not '10x'"),
+        (
+            "grants:\n- handler: x\n  mode: enforced\n",
+            r"f:5: grants\[0\]\.mode: input should be 'observe', 'propose' or 'enforce'",
+        ),
+        ("collect:\n  resources: ['a b']\n", r"f:4: collect\.resources\[0\]: 'a b' does not name a resource"),
+        ("act: {maxHops: 0}\n", r"f:3: act\.maxHops: input should be greater than or equal to 1, not 0"),
+        ("clusters: {inCluster: true, contexts: [a]}\n", r"f:3: clusters: inCluster excludes"),
+        ("kind: AgentConfig\n", r"f:3: kind: key 'kind' appears twice"),
+        ("---\napiVersion: ipe.dev/v1alpha1\nkind: AgentConfig\n", r"f:5: a second AgentConfig"),
+        ("---\napiVersion: ipe.dev/v1alpha1\nkind: Grant\n", r"f:5: kind is 'Grant'"),
+        ("---\napiVersion: v1\nkind: HandlerGrant\n", r"f:4: apiVersion is 'v1'"),
+        ("---\n- 1\n", r"f:4: a document is not a mapping"),
+        ("grants: [\n", r"f:4: not valid YAML"),
+        ("? [a]\n: b\n", r"f:3: keys are plain text"),
+        ("grants: &a [*a]\n", r"f:3: "),
+    ],
+)
+def test_a_mistake_is_answered_with_its_place(text, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        parse_config(HEAD + text, "f")
+
+
+def test_aliases_cannot_expand_without_end():
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+    )
+    with pytest.raises(ConfigError, match="too large"):
+        parse_config(HEAD + bomb, "f")
+
+
+def test_a_file_that_is_not_there_or_holds_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the file: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    with pytest.raises(ConfigError, match=r"empty\.yaml: no AgentConfig in the file"):
+        load_config(tmp_path / "empty.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(5, 5), (0.5, 0.5), ("90s", 90), ("1h30m", 5400), ("250ms", 0.25), ("2d", 172_800)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "5", "-5s", "5 s", True, None, "1m30"])
+def test_what_is_no_duration(text):
+    with pytest.raises(ValueError, match="a duration is"):
+        parse_duration(text)
+
+
+def test_a_grant_from_the_command_line():
+    grant = quick_grant("guard=enforce")
+    assert (grant.handler, grant.mode, grant.source) == ("guard", Mode.ENFORCE, "--grant guard=enforce")
+    assert quick_grant("guard").mode is Mode.OBSERVE
+    with pytest.raises(UsageError, match="--grant HANDLER=enforce"):
+        quick_grant("guard=force")
