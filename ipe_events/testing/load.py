@@ -97,7 +97,7 @@ class LoadGenerator:
             "kind": "Node",
             "metadata": {
                 "name": name,
-                "labels": {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": f"z{index % 3}"},
+                "labels": labels,
             },
             "spec": {},
             "status": {"capacity": capacity, "allocatable": capacity, "conditions": [{"type": "Ready", "status": "True"}]},
@@ -189,7 +189,9 @@ def _uuid(rng: random.Random) -> str:
 
 
 def _container(name: str, rng: random.Random, *, environment: int) -> JsonObject:
-    variables = [{"name": f"{name.upper()}_SETTING_{n}", "value": f"{rng.getrandbits(48):012x}"} for n in range(environment)]
+    variables: list[JsonObject] = [
+        {"name": f"{name.upper()}_SETTING_{n}", "value": f"{rng.getrandbits(48):012x}"} for n in range(environment)
+    ]
     variables.append({"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})
     probe: JsonObject = {
         "httpGet": {"path": "/healthz", "port": 8080, "scheme": "HTTP"},

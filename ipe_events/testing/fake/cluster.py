@@ -9,6 +9,7 @@ reconciles unless asked for: with ``controllers=True`` Deployments grow ReplicaS
         session = await connect(cluster.url)
 """
 
+import asyncio
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ from aiohttp import web
 from ipe_events.clock import SYSTEM, Clock
 from ipe_events.errors import UsageError
 from ipe_events.testing.fake.auth import Rule, Tokens, User
+from ipe_events.testing.fake.controllers import Controllers
 from ipe_events.testing.fake.http import Api, Settings
 from ipe_events.testing.fake.kinds import BUILT_IN, METRICS, Kind, Registry
 from ipe_events.testing.fake.metrics import Metrics
@@ -82,6 +84,8 @@ class FakeCluster:
         settings = Settings(version, bookmark_interval, watch_buffer, fresh_timeout)
         self._api = Api(self._operations, self._tokens, self.faults, self._metrics, settings)
         self._runner: web.AppRunner | None = None
+        self._controllers = Controllers(self._operations) if controllers else None
+        self._reconciling: asyncio.Task[None] | None = None
         self._port = port
         self.token = token
         if token is not None:
@@ -110,6 +114,8 @@ class FakeCluster:
         await site.start()
         self._runner = runner
         self._port = int(runner.addresses[0][1])
+        if self._controllers is not None:
+            self._reconciling = asyncio.create_task(self._controllers.run(), name=f"controllers of {self.name}")
 
     async def stop(self) -> None:
         """Stop listening and drop all connections; the objects stay, as etcd's do when an API server dies."""
@@ -117,6 +123,12 @@ class FakeCluster:
             runner, self._runner = self._runner, None
             self._api.disconnect()
             await runner.cleanup()
+        if self._reconciling is not None:
+            task, self._reconciling = self._reconciling, None
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()  # a controller that failed says so here
 
     @property
     def url(self) -> str:
