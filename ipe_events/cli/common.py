@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -89,13 +89,8 @@ class Session:
         """
         from ipe_events.bus.connection import Bus
 
-        settings = self.bus_settings()
-        try:
-            async with asyncio.timeout(self.timeout):
-                bus = await Bus.connect(settings, name="ipe")
-        except TimeoutError as error:
-            raise unreachable(settings.servers, f"no answer within {self.timeout:g} s") from error
-        async with bus:
+        settings = replace(self.bus_settings(), connect_timeout=self.timeout)
+        async with await Bus.connect(settings, name="ipe") as bus:
             yield bus
 
 
@@ -211,14 +206,3 @@ def exit_code(error: BaseException) -> int:
     if isinstance(first, UsageError):
         return USAGE
     return INTERNAL if first is None else FAILURE
-
-
-def unreachable(servers: tuple[str, ...], why: str) -> IpeError:
-    """The error for a bus that does not answer, with the ways out."""
-    from ipe_events.errors import BusUnavailable
-
-    return BusUnavailable(
-        why,
-        where=f"NATS at {', '.join(servers)}",
-        fix="start one with `ipe bus serve`, or choose another with `ipe context use NAME`",
-    )

@@ -111,7 +111,7 @@ class Stream(Generic[T]):
     def print(self, item: T) -> None:
         """Print one item and flush, so that a pipe sees it at once."""
         if self._session.output == "json":
-            click.echo(_json(self._table.data(item), indent=None))
+            click.echo(to_json(self._table.data(item), indent=None))
         elif self._session.output == "yaml":
             click.echo("---\n" + _yaml(self._table.data(item)), nl=False)
         elif self._session.output == "name":
@@ -135,23 +135,19 @@ def colourful() -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
 
 
-def to_json(value: object) -> str:
-    """Compact or indented JSON text of anything that a payload can hold; dates as RFC 3339."""
-    return _json(value, indent=2)
-
-
 def _print_data(value: Mapping[str, Any], output: str) -> None:
-    click.echo(_json(value, indent=2) if output == "json" else _yaml(value).rstrip("\n"))
+    click.echo(to_json(value, indent=2) if output == "json" else _yaml(value).rstrip("\n"))
 
 
-def _json(value: object, *, indent: int | None) -> str:
+def to_json(value: object, *, indent: int | None = 2) -> str:
+    """JSON text of anything that a payload can hold; dates as RFC 3339."""
     return json.dumps(value, indent=indent, ensure_ascii=False, default=_plain)
 
 
 def _yaml(value: object) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(json.loads(_json(value, indent=None)), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(json.loads(to_json(value, indent=None)), sort_keys=False, allow_unicode=True)
     return text
 
 
