@@ -9,14 +9,14 @@ narrow it. Everything here is pure: names in, manifests out; nobody asks an API 
 What every authenticated identity may do anyway (discovery, ``SelfSubjectReview``, ``SelfSubjectAccessReview``) needs no rule.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from ipe_events.errors import UsageError
-from ipe_events.events.command import VERBS, Verb
+from ipe_events.events.command import VERBS
 from ipe_events.events.refs import ResourceRef
 
 RBAC_GROUP = "rbac.authorization.k8s.io"
@@ -34,7 +34,7 @@ SERVICES: Mapping[str, tuple[str, ...]] = {
 
 COLLECT = ("list", "watch")
 
-COMMANDS: Mapping[Verb, Mapping[str, tuple[str, ...]]] = {
+COMMANDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "patch": {"": ("get", "patch")},
     "annotate": {"": ("get", "patch")},
     "suspend": {"": ("get", "patch")},
@@ -62,7 +62,7 @@ class Write:
     """
 
     resource: ResourceRef
-    verbs: tuple[Verb, ...]
+    verbs: tuple[str, ...]
     namespaces: tuple[str, ...] = ()
 
 
@@ -202,8 +202,12 @@ def _check(rights: AgentRights) -> None:
         _check_resource(resource, secrets=rights.secrets)
     for service in sorted(rights.services - SERVICES.keys()):
         raise UsageError(f"an agent has no service {service!r}", fix=f"choose among {', '.join(SERVICES)}")
-    for verb in _unknown_verbs(rights.writes):
-        raise UsageError(f"commands have no verb {verb!r}", fix=f"choose among {', '.join(VERBS)}")
+    for write in rights.writes:
+        for verb in write.verbs:
+            if verb not in COMMANDS:
+                raise UsageError(
+                    f"commands have no verb {verb!r}", where=str(write.resource), fix=f"choose among {', '.join(VERBS)}"
+                )
 
 
 def _check_resource(resource: ResourceRef, *, secrets: bool) -> None:
@@ -215,7 +219,3 @@ def _check_resource(resource: ResourceRef, *, secrets: bool) -> None:
         raise UsageError(f"{str(resource)!r} is a subresource", fix="name the resource; command verbs imply its subresources")
     if (resource.group, resource.resource) == ("", "secrets") and not secrets:
         raise UsageError("Secrets are left out unless they are asked for by name", fix="ask for Secrets explicitly")
-
-
-def _unknown_verbs(writes: Iterable[Write]) -> Iterator[str]:
-    return (verb for write in writes for verb in write.verbs if verb not in COMMANDS)

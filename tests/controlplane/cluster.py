@@ -9,7 +9,7 @@ import json
 import subprocess
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ class RealCluster:
 
     name: str
     server: str
-    ca_pem: str
-    token: str
+    ca_pem: str = field(repr=False)
+    token: str = field(repr=False)
     etcd: str
     folder: str
     kubectl: str

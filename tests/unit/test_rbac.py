@@ -174,7 +174,7 @@ def test_secrets_are_only_readable_when_asked_for() -> None:
     [
         (AgentRights(collect=(ResourceRef(resource="pods/exec"),)), "is a subresource"),
         (AgentRights(collect=(), services=frozenset({"shell"})), "no service 'shell'"),
-        (AgentRights(collect=(), writes=(Write(PODS, ("exec",)),)), "no verb 'exec'"),  # type: ignore[arg-type]  # the mistake
+        (AgentRights(collect=(), writes=(Write(PODS, ("exec",)),)), "no verb 'exec'"),
     ],
 )
 def test_nonsense_is_refused(rights: AgentRights, message: str) -> None:

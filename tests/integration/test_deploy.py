@@ -1,0 +1,223 @@
+"""What `deploy/` promises, on the real API server: admitted as restricted, running, with exactly the rights it needs."""
+
+import os
+import re
+import shlex
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ipe_events.agent.config import parse_config
+from ipe_events.cli import main
+from ipe_events.events.refs import ResourceRef
+from ipe_events.kube.rbac import AgentRights, Write, manifests, render
+from tests.controlplane.api import JSON_PATCH, Api, Refused
+from tests.controlplane.cluster import APPS, CORE, RealCluster
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+BASE = DEPLOY / "kustomize" / "base"
+SYSTEM = "ipe-system"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+
+@pytest.fixture
+def rendered(real_cluster: RealCluster) -> dict[str, dict[str, Any]]:
+    """The base as kustomize renders it, by kind and name."""
+    documents = yaml.safe_load_all(real_cluster.run_kubectl("kustomize", str(BASE)))
+    return {f"{each['kind']}/{each['metadata']['name']}": each for each in documents}
+
+
+@pytest.fixture
+def installed(real_cluster: RealCluster) -> RealCluster:
+    """The base, applied; applying it twice changes nothing, so tests may share it."""
+    real_cluster.run_kubectl("apply", "--server-side", "-k", str(BASE))
+    real_cluster.ensure(f"{CORE}/namespaces/{SYSTEM}/serviceaccounts", {"metadata": {"name": "default"}})
+    return real_cluster
+
+
+def version() -> str:
+    found: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return found
+
+
+def may(api: Api, verb: str, resource: str, namespace: str = "", name: str = "") -> bool:
+    """Whether this identity may, by the API server's own word."""
+    plural, _, group = resource.partition(".")
+    plural, _, subresource = plural.partition("/")
+    attributes = {"verb": verb, "group": group, "resource": plural, "namespace": namespace, "name": name}
+    body = {"spec": {"resourceAttributes": {**attributes, "subresource": subresource}}}
+    allowed: bool = api.create(REVIEWS, body)["status"]["allowed"]
+    return allowed
+
+
+# --- kustomize -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_roles_are_what_ipe_rbac_agent_prints() -> None:
+    printed = CliRunner().invoke(main.cli, ["rbac", "agent", "-f", str(BASE / "agent.yaml")])
+    assert printed.exit_code == 0, printed.stderr
+    stale = "rbac.yaml is stale: ipe rbac agent -f agent.yaml > rbac.yaml"
+    assert (BASE / "rbac.yaml").read_text() == printed.stdout, stale
+
+
+def test_the_deployment_runs_this_version_and_a_configuration_that_loads(rendered: dict[str, dict[str, Any]]) -> None:
+    template = rendered["Deployment/ipe-agent"]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    assert container["image"] == f"ipe-events:{version()}"
+
+    (volume,) = (each for each in template["volumes"] if each["name"] == "config")
+    data = rendered[f"ConfigMap/{volume['configMap']['name']}"]["data"]
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "config")
+    assert container["args"][-1] in {f"{mount['mountPath']}/{file}" for file in data}
+    config = parse_config(data["agent.yaml"])
+    assert config.clusters.in_cluster
+    assert config.lease.namespace == SYSTEM
+    assert (config.health_host, config.health_port) == ("0.0.0.0", container["ports"][0]["containerPort"])
+
+
+def test_the_overlay_of_the_readme_renders(real_cluster: RealCluster, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    overlay = textwrap.dedent(example)
+    assert "../../deploy/kustomize/base" in overlay
+    kustomization = overlay.replace("../../deploy/kustomize/base", os.path.relpath(BASE, tmp_path))
+    (tmp_path / "kustomization.yaml").write_text(kustomization)
+    (tmp_path / "agent.yaml").write_text("# mine\n")
+
+    documents = list(yaml.safe_load_all(real_cluster.run_kubectl("kustomize", str(tmp_path))))
+    data: dict[str, str] = {}
+    for each in documents:
+        data |= each.get("data", {})
+    assert data == {"agent.yaml": "# mine\n", "IPE_NATS_URL": "tls://nats.example:4222"}
+    (deployment,) = (each for each in documents if each["kind"] == "Deployment")
+    image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert image == f"registry.example/ipe-events:{version()}"
+
+
+def test_the_restricted_standard_refuses_what_the_base_avoids(installed: RealCluster) -> None:
+    pod = {"metadata": {"name": "root"}, "spec": {"containers": [{"name": "c", "image": "x"}]}}
+    with pytest.raises(Refused, match='violates PodSecurity "restricted') as refused:
+        installed.api.create(f"{CORE}/namespaces/{SYSTEM}/pods", pod)
+    assert refused.value.status == 403
+
+
+def test_the_pod_is_admitted_and_runs(real_workloads: RealCluster, installed: RealCluster) -> None:
+    api, pods = real_workloads.api, f"{CORE}/namespaces/{SYSTEM}/pods"
+
+    def running() -> dict[str, Any] | None:
+        found = api.get(pods, labelSelector="app.kubernetes.io/name=ipe-agent")["items"]
+        return next((pod for pod in found if pod["status"]["phase"] == "Running"), None)
+
+    pod = api.wait(running, "the agent's pod Running")
+    assert pod["spec"]["serviceAccountName"] == "ipe-agent"
+    projected = [source for volume in pod["spec"]["volumes"] for source in volume.get("projected", {}).get("sources", [])]
+    assert any("serviceAccountToken" in source for source in projected)
+    status = api.get(f"{APPS}/namespaces/{SYSTEM}/deployments/ipe-agent")
+    assert (status["spec"]["strategy"]["type"], status["spec"]["replicas"]) == ("Recreate", 1)
+
+
+# --- rights --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_service_account_may_read_what_is_collected_and_nothing_else(installed: RealCluster) -> None:
+    agent = installed.api.as_token(installed.token_of(SYSTEM, "ipe-agent"))
+    config = parse_config((BASE / "agent.yaml").read_text())
+    for resource in config.collect.resources:
+        assert all(may(agent, verb, resource) for verb in ("get", "list", "watch")), resource
+        assert not any(may(agent, verb, resource) for verb in ("create", "update", "patch", "delete")), resource
+    for verb in ("get", "list", "watch"):
+        assert not may(agent, verb, "secrets")
+    assert not may(agent, "create", "pods/exec", "default")
+    assert not may(agent, "impersonate", "users")
+
+    assert may(agent, "create", "leases.coordination.k8s.io", SYSTEM)
+    assert may(agent, "update", "leases.coordination.k8s.io", SYSTEM, "ipe-agent")
+    assert not may(agent, "update", "leases.coordination.k8s.io", SYSTEM, "somebody-else")
+    assert not may(agent, "create", "leases.coordination.k8s.io", "kube-system")
+    with pytest.raises(Refused, match="cannot list resource"):
+        agent.get(f"{CORE}/secrets")
+
+
+def test_granted_commands_are_possible_and_others_are_not(real_cluster: RealCluster, real_namespace: str) -> None:
+    writes = (
+        Write(ResourceRef.parse("deployments.apps"), ("scale",), (real_namespace,)),
+        Write(ResourceRef.parse("configmaps"), ("create", "patch", "delete"), (real_namespace,)),
+    )
+    rights = AgentRights(collect=(), writes=writes, name=real_namespace, namespace=real_namespace)
+    real_cluster.ensure(f"{CORE}/namespaces/{real_namespace}/serviceaccounts", {"metadata": {"name": "ipe-agent"}})
+    real_cluster.run_kubectl("apply", "-f", "-", stdin=render(manifests(rights)))
+    agent = real_cluster.api.as_token(real_cluster.token_of(real_namespace, "ipe-agent"))
+
+    configmaps = f"{CORE}/namespaces/{real_namespace}/configmaps"
+    agent.create(configmaps, {"metadata": {"name": "one"}, "data": {"a": "1"}})
+    agent.patch(f"{configmaps}/one", [{"op": "replace", "path": "/data/a", "value": "2"}], JSON_PATCH)
+    assert agent.get(f"{configmaps}/one")["data"] == {"a": "2"}
+    agent.delete(f"{configmaps}/one")
+
+    deployments = f"{APPS}/namespaces/{real_namespace}/deployments"
+    pod = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}
+    spec = {"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": pod}
+    real_cluster.api.create(deployments, {"metadata": {"name": "web"}, "spec": spec})
+    scaled = agent.patch(f"{deployments}/web/scale", [{"op": "replace", "path": "/spec/replicas", "value": 2}], JSON_PATCH)
+    assert scaled["spec"]["replicas"] == 2
+
+    with pytest.raises(Refused, match='cannot patch resource "deployments"'):
+        agent.patch(f"{deployments}/web", {"spec": {"replicas": 3}})
+    with pytest.raises(Refused, match='cannot delete resource "deployments"'):
+        agent.delete(f"{deployments}/web")
+    with pytest.raises(Refused, match='cannot create resource "configmaps"'):
+        agent.create(f"{CORE}/namespaces/default/configmaps", {"metadata": {"name": "elsewhere"}})
+
+
+# --- image ---------------------------------------------------------------------------------------------------------------
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """(instruction, arguments) in order, comments left out."""
+    lines = (DEPLOY / "image" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    return [(word.upper(), rest.strip()) for word, _, rest in (line.partition(" ") for line in lines if line and line[0] != "#")]
+
+
+def test_the_image_is_built_in_stages_from_a_pinned_base() -> None:
+    bases = [rest.split()[0] for word, rest in dockerfile() if word == "FROM"]
+    assert len(bases) == 2
+    for base in bases:
+        tag = base.partition(":")[2]
+        assert re.match(r"3\.\d+", tag), f"{base} is not pinned"
+        minor = tuple(map(int, re.findall(r"\d+", tag)[:2]))
+        assert minor >= (3, 11)
+
+
+def test_the_image_runs_ipe_as_an_ordinary_user() -> None:
+    instructions = dockerfile()
+    final = instructions[max(at for at, (word, _) in enumerate(instructions) if word == "FROM") :]
+    (user,) = (rest for word, rest in final if word == "USER")
+    security = yaml.safe_load((BASE / "deployment.yaml").read_text())["spec"]["template"]["spec"]["securityContext"]
+    assert user == f"{security['runAsUser']}:{security['runAsGroup']}"
+    assert user != "0:0"
+    assert ("ENTRYPOINT", '["ipe"]') in final
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert "ipe" in scripts
+    assert not any(word == "ADD" for word, _ in instructions)
+
+
+def test_the_image_copies_what_is_there_and_is_not_ignored() -> None:
+    ignore = (DEPLOY / "image" / "Dockerfile.dockerignore").read_text().splitlines()
+    assert ignore[0] == "*"
+    kept = {line[1:] for line in ignore if line.startswith("!")}
+    copied = {
+        source
+        for word, rest in dockerfile()
+        if word == "COPY" and not rest.startswith("--from")
+        for source in shlex.split(rest)[:-1]
+    }
+    assert copied == kept
+    assert all((ROOT / source).exists() for source in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert {project["project"]["readme"], *project["project"]["license-files"]} <= copied
+    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) <= copied
