@@ -135,10 +135,15 @@ def own_cluster(binaries: build.Binaries, tmp_path: Path, request: pytest.Fixtur
 
 def _shared(request: pytest.FixtureRequest, binaries: build.Binaries, name: str, *, workloads: bool = False) -> RealCluster:
     stash = request.config.stash
-    if LEASE not in stash:
-        stash[LEASE] = keeper.join(_run_folder(request), binaries)
     try:
-        cluster = stash[LEASE].cluster(name, workloads=workloads)
+        if LEASE not in stash:
+            stash[LEASE] = keeper.join(_run_folder(request), binaries)
+        try:
+            cluster = stash[LEASE].cluster(name, workloads=workloads)
+        except keeper.KeeperLeft:
+            stash[LEASE].close()
+            stash[LEASE] = keeper.join(_run_folder(request), binaries)
+            cluster = stash[LEASE].cluster(name, workloads=workloads)
     except ProcessFailed as error:
         pytest.fail(str(error), pytrace=False)
     stash[CLUSTERS][name] = cluster

@@ -264,3 +264,21 @@ def test_missing_binaries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unavailable, match=r"install Go 1\.26 or newer"):
         find_or_build()
+
+
+@pytest.mark.parametrize(
+    ("ci", "summary", "reason"),
+    [
+        ("", "1 skipped", "1 tests on the real Kubernetes were NOT run: no kube-apiserver: set KUBEBUILDER_ASSETS"),
+        ("true", "1 error", "CI must test on the real Kubernetes: no kube-apiserver"),
+    ],
+)
+def test_without_binaries_tests_skip_loudly_and_fail_in_ci(tmp_path: Path, ci: str, summary: str, reason: str) -> None:
+    (tmp_path / "test_needy.py").write_text("def test_needy(real_cluster): pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = real_k8s\n")
+    home = {"PATH": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(keeper.ROOT)}
+    plugins = ["-p", "no:ipe_events", "-p", "no:xdist", "-p", "tests.controlplane.fixtures"]
+    command = [sys.executable, "-m", "pytest", *plugins, str(tmp_path)]
+    run = subprocess.run(command, env={**home, "CI": ci}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert summary in run.stdout, run.stdout + run.stderr
+    assert reason in run.stdout
