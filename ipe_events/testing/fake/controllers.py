@@ -1,4 +1,4 @@
-"""The smallest controllers that make a cluster look alive: Deployment → ReplicaSet → running Pods, and what they leave is removed.
+"""The smallest controllers that make a cluster look alive: Deployment → ReplicaSet → running Pods, and what is left is removed.
 
 They run beside the server as one task and write through the same operations as everybody else, so ``scale`` has a visible effect
 and a deleted pod comes back. No rollout strategy, no scheduling: pods are Running as soon as they exist.
@@ -13,6 +13,7 @@ import orjson
 from ipe_events.testing.fake.kinds import Kind
 from ipe_events.testing.fake.operations import DeleteOptions, Operations, WriteOptions
 from ipe_events.testing.fake.patch import MERGE_PATCH
+from ipe_events.testing.fake.status import StatusError
 from ipe_events.testing.fake.store import ObjectKey
 
 JsonObject = dict[str, Any]
@@ -29,10 +30,8 @@ class Controllers:
         self._dirty: dict[ObjectKey, None] = {}
         self._wake = asyncio.Event()
         registry = operations.registry
-        kinds = [
-            registry.at(*path) for path in (("apps", "v1", "deployments"), ("apps", "v1", "replicasets"), ("", "v1", "pods"))
-        ]
-        self._deployments, self._replica_sets, self._pods = (kind for kind in kinds if kind is not None)
+        kinds = [registry.named(name) for name in ("deployments.apps", "replicasets.apps", "pods", "resourcequotas")]
+        self._deployments, self._replica_sets, self._pods, self._quotas = (kind for kind in kinds if kind is not None)
         operations.observers.append(self._observe)
         for key, _ in self._store.items(self._deployments.group_resource):
             self._enqueue(key)
@@ -56,6 +55,9 @@ class Controllers:
         elif kind in (self._replica_sets, self._pods) and (owner := _owner(obj)):
             name = owner["name"] if kind == self._replica_sets else str(owner["name"]).rpartition("-")[0]
             self._enqueue((namespace, name))
+        elif kind == self._quotas:  # pods that did not fit may fit now
+            for key, _ in self._store.items(self._deployments.group_resource, namespace):
+                self._enqueue(key)
 
     def _enqueue(self, key: ObjectKey) -> None:
         self._dirty[key] = None
@@ -102,9 +104,8 @@ class Controllers:
     def _new_replica_set(self, deployment: JsonObject, name: str, digest: str) -> JsonObject:
         template = deployment["spec"].get("template") or {}
         labels = {**(template.get("metadata", {}).get("labels") or {}), "pod-template-hash": digest}
-        selector = {
-            "matchLabels": {**(deployment["spec"].get("selector", {}).get("matchLabels") or {}), "pod-template-hash": digest}
-        }
+        matched = deployment["spec"].get("selector", {}).get("matchLabels") or {}
+        selector = {"matchLabels": {**matched, "pod-template-hash": digest}}
         namespace = deployment["metadata"]["namespace"]
         owners = [_reference(deployment)]
         replica_set = {
@@ -121,18 +122,19 @@ class Controllers:
 
     def _reconcile_replica_set(self, replica_set: JsonObject) -> int:
         """Create or delete pods until there are as many as wanted; returns how many there are."""
-        namespace, wanted = replica_set["metadata"]["namespace"], replica_set["spec"].get("replicas", 1)
+        namespace, wanted = replica_set["metadata"]["namespace"], int(replica_set["spec"].get("replicas", 1))
         pods = list(self._owned(self._pods, namespace, replica_set))
         for name in pods[wanted:]:
             self._operations.delete(self._pods, (namespace, name), DeleteOptions())
-        for _ in range(wanted - len(pods)):
-            self._start_pod(replica_set)
-        self._write_status(
-            self._replica_sets, (namespace, replica_set["metadata"]["name"]), replica_set, wanted, availableReplicas=wanted
-        )
-        return int(wanted)
+        count = min(len(pods), wanted)
+        while count < wanted and self._start_pod(replica_set):
+            count += 1
+        key = namespace, replica_set["metadata"]["name"]
+        self._write_status(self._replica_sets, key, replica_set, count, availableReplicas=count)
+        return count
 
-    def _start_pod(self, replica_set: JsonObject) -> None:
+    def _start_pod(self, replica_set: JsonObject) -> bool:
+        """One more pod, running at once; False when admission refuses it, until a quota changes."""
         metadata, template = replica_set["metadata"], replica_set["spec"]["template"]
         pod_metadata = {
             **{name: value for name, value in template.get("metadata", {}).items() if name in ("labels", "annotations")},
@@ -142,7 +144,12 @@ class Controllers:
         }
         spec = {"nodeName": "node-000", "restartPolicy": "Always", **(template.get("spec") or {})}
         pod = {"metadata": pod_metadata, "spec": spec, "status": {"phase": "Pending"}}
-        created = self._operations.create(self._pods, metadata["namespace"], pod, _MANAGER)
+        try:
+            created = self._operations.create(self._pods, metadata["namespace"], pod, _MANAGER)
+        except StatusError as refusal:
+            if refusal.reason != "Forbidden":
+                raise
+            return False
         containers = [
             {"name": container.get("name"), "image": container.get("image"), "ready": True, "restartCount": 0, "started": True}
             for container in spec.get("containers") or []
@@ -157,6 +164,7 @@ class Controllers:
         key = metadata["namespace"], created["metadata"]["name"]
         body = orjson.dumps({"status": status})
         self._operations.patch(self._pods, key, MERGE_PATCH, body, _KUBELET, "status")
+        return True
 
     # --- shared ---
 

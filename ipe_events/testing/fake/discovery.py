@@ -26,15 +26,14 @@ def aggregated(registry: Registry, *, core: bool) -> JsonObject:
                 {"version": version, "resources": [_aggregated_resource(kind) for kind in kinds], "freshness": "Current"}
                 for version, kinds in versions.items()
             ]
-            metadata = {"name": group} if group else {}
-            items.append({"metadata": metadata | {"creationTimestamp": None}, "versions": listed})
+            items.append({"metadata": {"name": group} if group else {}, "versions": listed})
     return {"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items}
 
 
 def _aggregated_resource(kind: Kind) -> JsonObject:
     resource: JsonObject = {
         "resource": kind.resource,
-        "responseKind": {"group": kind.group, "version": kind.version, "kind": kind.kind},
+        "responseKind": _response_kind(kind),
         "scope": "Namespaced" if kind.namespaced else "Cluster",
         "singularResource": kind.singular,
         "verbs": list(kind.verbs),
@@ -48,8 +47,14 @@ def _aggregated_resource(kind: Kind) -> JsonObject:
     return resource
 
 
+def _response_kind(kind: Kind) -> JsonObject:
+    """Built-in kinds leave group and version empty: they are those of the list that the resource stands in."""
+    group, version = (kind.group, kind.version) if kind.custom else ("", "")
+    return {"group": group, "version": version, "kind": kind.kind}
+
+
 def _aggregated_subresource(kind: Kind, name: str) -> JsonObject:
-    response = {"group": kind.group, "version": kind.version, "kind": kind.kind}
+    response = _response_kind(kind)
     if name == "scale":
         response = {"group": "autoscaling", "version": "v1", "kind": "Scale"}
     return {"subresource": name, "responseKind": response, "verbs": ["get", "patch", "update"]}

@@ -189,8 +189,10 @@ def after_update(
     if own := _union(own, difference.changed):
         fields_v1 = _write(own)
         if own_entry is not None and own_entry.get("fieldsV1") == fields_v1 and not difference.changed:
-            time = own_entry["time"]
-        mine_entry: JsonObject = {"manager": manager, "operation": "Update", "apiVersion": api_version, "time": time}
+            time = own_entry.get("time", time)
+        mine_entry: JsonObject = {"manager": manager, "operation": "Update", "apiVersion": api_version}
+        if subresource != "scale":  # the real server forgets the time of these
+            mine_entry["time"] = time
         mine_entry |= {"fieldsType": "FieldsV1", "fieldsV1": fields_v1}
         if subresource:
             mine_entry["subresource"] = subresource

@@ -112,14 +112,14 @@ class Api:
         authorize(user, Access(info.verb, info.group, info.resource, info.subresource, info.namespace, info.name))
         kind = self.operations.registry.at(info.group, info.version, info.resource)
         if kind is None:
-            versions = discovery.groups(self.operations.registry).get(info.group, {})
-            if info.version not in versions:
+            if info.group not in discovery.groups(self.operations.registry):
                 return await self._send(request, _json(404, "404 page not found\n"), damages)
             raise status.no_such_resource()
         served = {"status": kind.has_status, "scale": kind.has_scale}.get(info.subresource, not info.subresource)
-        if not served or (kind.namespaced and not info.namespace and info.verb not in ("list", "watch")):
+        if not served:
             raise status.no_such_resource()
-        if info.verb not in kind.verbs:
+        everywhere = kind.namespaced and not info.namespace
+        if info.verb not in kind.verbs or (everywhere and info.verb not in ("list", "watch")) or not _fits(info):
             raise status.method_not_allowed()
         partial = requests.wants_partial(request.headers.get("Accept", ""))
         if info.verb == "watch":
@@ -133,9 +133,11 @@ class Api:
         response = await verbs[info.verb](request, info, kind, partial)
         return await self._send(request, response, damages)
 
-    async def _get(self, _request: web.Request, info: RequestInfo, kind: Kind, partial: bool) -> web.Response:
+    async def _get(self, request: web.Request, info: RequestInfo, kind: Kind, partial: bool) -> web.Response:
         if kind.group == "metrics.k8s.io":
             return _json(200, self.metrics.get(kind, info.key))
+        if rv := request.query.get("resourceVersion"):
+            await self._wait_fresh(listing.parse_rv(rv))
         item = self.operations.existing(kind, info.key)
         if info.subresource == "scale":
             return _json(200, scale.of(kind, item.obj))
@@ -151,8 +153,6 @@ class Api:
         return _json(200, listing.page(self.operations.store, kind, options).body(kind, partial=partial))
 
     async def _create(self, request: web.Request, info: RequestInfo, kind: Kind, partial: bool) -> web.Response:
-        if info.name:
-            raise status.method_not_allowed()
         namespace = info.namespace if kind.namespaced else ""
         created = self.operations.create(kind, namespace, await _body(request), requests.write_options(request))
         return _json(201, _partial(created) if partial else created)
@@ -162,6 +162,9 @@ class Api:
         body = await _body(request)
         if info.subresource == "scale":
             return _json(200, scale.update(self.operations, kind, info.key, body, options))
+        exists = self.operations.store.get(kind.group_resource, info.key) is not None
+        if kind.creates_on_update and not info.subresource and not exists:
+            return _json(201, self.operations.create(kind, info.key[0], _named(body, info.name), options))
         updated = self.operations.update(kind, info.key, body, options, info.subresource)
         return _json(200, _partial(updated) if partial else updated)
 
@@ -221,7 +224,10 @@ class Api:
         options = requests.watch_options(request, info, kind, partial=partial)
         watch.check(options)
         if options.send_initial and options.rv:
-            await self._wait_fresh(listing.parse_rv(options.rv))
+            try:
+                await self._wait_fresh(listing.parse_rv(options.rv))
+            except status.StatusError as error:  # an accepted watch fails by an event
+                raise AsEvent(error) from error
         response = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"})
         watcher = watch.Watcher(
             self.operations.store, kind, options, bookmark_interval=self.settings.bookmark_interval,
@@ -298,15 +304,28 @@ def _partial(obj: JsonObject) -> JsonObject:
     return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
 
 
+def _fits(info: RequestInfo) -> bool:
+    """Whether the verb goes with a path that names an object, or a collection."""
+    return bool(info.name) is (info.verb in ("get", "update", "patch", "delete")) or info.verb == "watch"
+
+
 async def _body(request: web.Request) -> Any:
     if request.content_type not in ("application/json", "application/octet-stream", "text/plain"):
-        raise status.unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: application/json"
-        )
+        raise status.unsupported_media_type(f"415: Unsupported Media Type: {request.content_type}")
     try:
         return orjson.loads(await request.read())
     except orjson.JSONDecodeError as error:
         raise status.bad_request(f"couldn't get version/kind; json parse error: {error}") from error
+
+
+def _named(body: Any, name: str) -> Any:
+    """The body of a PUT that creates, with the name of the URL."""
+    if isinstance(body, dict) and isinstance(body.get("metadata", {}), dict):
+        metadata = body.get("metadata", {})
+        if metadata.get("name", name) != name:
+            raise status.bad_request(f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})")
+        return body | {"metadata": metadata | {"name": name}}
+    return body
 
 
 async def _delete_options(request: web.Request) -> DeleteOptions:
@@ -314,7 +333,7 @@ async def _delete_options(request: web.Request) -> DeleteOptions:
     if not isinstance(body, dict) or not isinstance(body.get("preconditions") or {}, dict):
         raise status.bad_request("the object provided is unrecognized (must be of type DeleteOptions)")
     conditions = body.get("preconditions") or {}
-    dry = requests.dry_run([*request.query.getall("dryRun", []), *(body.get("dryRun") or [])])
+    dry = requests.dry_run([*request.query.getall("dryRun", []), *(body.get("dryRun") or [])], "DeleteOptions")
     return DeleteOptions(str(conditions.get("uid", "")), str(conditions.get("resourceVersion", "")), dry)
 
 

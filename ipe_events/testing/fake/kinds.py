@@ -19,6 +19,7 @@ class Kind:
 
     Attributes:
         scale_selector: path of the label selector that ``/scale`` reports, dotted; empty without one.
+        creates_on_update: a PUT of a name that does not exist creates the object.
         custom: defined by a user: list items keep ``kind`` and ``apiVersion``, lists in fields are atomic.
         returns_deleted: an immediate delete answers with the object instead of a ``Status``.
     """
@@ -35,6 +36,7 @@ class Kind:
     has_scale: bool = False
     has_generation: bool = False
     custom: bool = False
+    creates_on_update: bool = False
     returns_deleted: bool = False
     scale_selector: str = ""
 
@@ -76,7 +78,7 @@ def _workload(resource: str, kind: str, *short: str, scale: bool = True) -> Kind
 
 
 def _rbac(resource: str, kind: str, *, namespaced: bool) -> Kind:
-    return Kind("rbac.authorization.k8s.io", "v1", resource, kind, namespaced=namespaced)
+    return Kind("rbac.authorization.k8s.io", "v1", resource, kind, namespaced=namespaced, creates_on_update=True)
 
 
 BUILT_IN: tuple[Kind, ...] = (
@@ -88,9 +90,9 @@ BUILT_IN: tuple[Kind, ...] = (
     _core("secrets", "Secret"),
     _core("serviceaccounts", "ServiceAccount", "sa", returns_deleted=True),
     _core("resourcequotas", "ResourceQuota", "quota", has_status=True, returns_deleted=True),
-    _core("limitranges", "LimitRange", "limits"),
-    _core("events", "Event", "ev"),
-    _core("endpoints", "Endpoints", "ep"),
+    _core("limitranges", "LimitRange", "limits", creates_on_update=True),
+    _core("events", "Event", "ev", creates_on_update=True),
+    _core("endpoints", "Endpoints", "ep", creates_on_update=True),
     _core("persistentvolumeclaims", "PersistentVolumeClaim", "pvc", has_status=True, returns_deleted=True),
     Kind("", "v1", "replicationcontrollers", "ReplicationController", short_names=("rc",), categories=("all",),
          has_status=True, has_scale=True, has_generation=True, scale_selector="spec.selector"),
@@ -110,7 +112,7 @@ BUILT_IN: tuple[Kind, ...] = (
     _rbac("clusterrolebindings", "ClusterRoleBinding", namespaced=False),
     Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", short_names=("pdb",),
          has_status=True, has_generation=True),
-    Kind("coordination.k8s.io", "v1", "leases", "Lease"),
+    Kind("coordination.k8s.io", "v1", "leases", "Lease", creates_on_update=True),
     Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False,
          short_names=("crd", "crds"), has_status=True, has_generation=True),
     Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False,

@@ -19,6 +19,7 @@ from ipe_events.testing.fake.store import Compacted, Item, ObjectKey, Store
 
 _TOKEN_VERSION = "meta.k8s.io/v1"  # noqa: S105 - a format marker, no secret
 _INCONSISTENT = -1
+_FORBIDDEN = "Forbidden: resourceVersionMatch is forbidden "
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ def parse_rv(text: str) -> int:
         StatusError: 400, not a number.
     """
     if not text.isdecimal():
-        raise status.bad_request(f"Invalid value: {text!r}: strconv.ParseUint: parsing {text!r}: invalid syntax")
+        why = f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
+        raise status.bad_request(f"invalid resource version: {why}")
     return int(text)
 
 
@@ -78,13 +80,16 @@ def check(options: ListOptions) -> None:
     if not options.match:
         return
     if options.continue_:
-        raise status.bad_options("resourceVersionMatch", "resourceVersionMatch is forbidden for continue")
+        raise status.bad_options("resourceVersionMatch", _FORBIDDEN + "when continue is provided")
     if not options.rv:
-        raise status.bad_options("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided")
+        raise status.bad_options("resourceVersionMatch", _FORBIDDEN + "unless resourceVersion is provided")
     if options.match not in ("Exact", "NotOlderThan"):
-        raise status.bad_options("resourceVersionMatch", f'Unsupported value: "{options.match}"')
+        message = f'Unsupported value: "{options.match}": supported values: "Exact", "NotOlderThan", ""'
+        raise status.bad_options("resourceVersionMatch", message, reason="FieldValueNotSupported")
     if options.match == "Exact" and options.rv == "0":
-        raise status.bad_options("resourceVersionMatch", 'resourceVersionMatch "exact" is forbidden for resourceVersion "0"')
+        raise status.bad_options(
+            "resourceVersionMatch", _FORBIDDEN.replace("Match is", 'Match "exact" is') + 'for resourceVersion "0"'
+        )
 
 
 def page(store: Store, kind: Kind, options: ListOptions) -> Page:
@@ -148,7 +153,7 @@ def _parse_token(token: str) -> tuple[int, ObjectKey]:
         body = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         (namespace, name), rv, version = body["start"], int(body["rv"]), body["v"]
     except (binascii.Error, ValueError, KeyError, TypeError) as error:
-        raise status.bad_request(f"continue key is not valid: {error}") from error
+        raise status.bad_request(f"invalid continue token: continue key is not valid: {error}") from error
     if version != _TOKEN_VERSION:
-        raise status.bad_request("continue key is not valid: server does not recognize this encoded version")
+        raise status.bad_request("invalid continue token: continue key is not valid: unknown version")
     return rv, (str(namespace), str(name))

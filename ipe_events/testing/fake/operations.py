@@ -104,13 +104,9 @@ class Operations:
         if not isinstance(obj, dict) or not isinstance(obj.get("metadata") or {}, dict):
             raise status.bad_request(f"the object provided is unrecognized (must be of type {kind.kind}): no JSON object")
         new = rules.copy(obj)
-        for field, expected in (("apiVersion", kind.group_version), ("kind", kind.kind)):
-            given = new.setdefault(field, expected)
-            if given != expected:
-                raise status.bad_request(
-                    f"{kind.kind} in version {kind.version!r} cannot be handled as a {kind.kind}: "
-                    f"the {field} in the data ({given}) does not match the expected one ({expected})"
-                )
+        given = new.setdefault("apiVersion", kind.group_version), new.setdefault("kind", kind.kind)
+        if given != (kind.group_version, kind.kind):
+            raise status.bad_request(f"{given[1]} in version {given[0]!r} cannot be handled as a {kind.kind}: unknown conversion")
         metadata = new["metadata"] = new.get("metadata") or {}
         if kind.namespaced:
             if metadata.setdefault("namespace", namespace) != namespace:
@@ -121,7 +117,7 @@ class Operations:
 
     def _key(self, kind: Kind, metadata: JsonObject) -> ObjectKey:
         if metadata.get("resourceVersion"):
-            raise status.bad_request("resourceVersion should not be set on objects to be created")
+            raise status.StatusError(500, "", "resourceVersion should not be set on objects to be created")
         if not metadata.get("name"):
             prefix = metadata.get("generateName")
             if not prefix:
@@ -158,10 +154,9 @@ class Operations:
         new = self._admissible(kind, key[0], obj)
         metadata = new["metadata"]
         if metadata.setdefault("name", key[1]) != key[1]:
-            raise status.bad_request(f"the name of the object ({metadata['name']}) does not match the name on the URL ({key[1]})")
+            raise _other_name(metadata["name"], key[1])
         if not metadata.get("resourceVersion") and rules.needs_resource_version(kind):
-            cause = ("metadata.resourceVersion", "FieldValueInvalid", "Invalid value: 0: must be specified for an update")
-            raise status.invalid(kind, key[1], cause)
+            raise status.must_name_version(kind, key[1])
         return self.replace(kind, key, new, options, subresource)
 
     def patch(
@@ -176,7 +171,9 @@ class Operations:
         patched = apply_patch(old.obj, content_type, body)
         new = self._admissible(kind, key[0], patched)
         if new["metadata"].get("name") != key[1]:
-            cause = ("metadata.name", "FieldValueInvalid", f'Invalid value: "{new["metadata"].get("name")}": field is immutable')
+            raise _other_name(new["metadata"].get("name"), key[1])
+        if (uid := new["metadata"].get("uid")) and uid != old.obj["metadata"]["uid"]:
+            cause = ("metadata.uid", "FieldValueInvalid", f'Invalid value: "{uid}": field is immutable')
             raise status.invalid(kind, key[1], cause)
         return self.replace(kind, key, new, options, subresource)
 
@@ -187,12 +184,16 @@ class Operations:
             StatusError: 404, 409 or 422.
         """
         before, metadata = self.existing(kind, key).obj, new["metadata"]
-        if (uid := metadata.get("uid")) and uid != before["metadata"]["uid"]:
-            raise status.conflict(kind, key[1], _precondition("UID", uid, before["metadata"]["uid"]))
+        found = before["metadata"]["uid"]
+        if (uid := metadata.get("uid")) and uid != found:
+            raise status.conflict(kind, key[1], f"Precondition failed: UID in precondition: {uid}, UID in object meta: {found}")
         if (rv := metadata.get("resourceVersion")) and rv != before["metadata"]["resourceVersion"]:
             raise status.conflict(kind, key[1])
         if subresource == "status":
+            annotations = new["metadata"].get("annotations")
             metadata = dict(before["metadata"])
+            if not kind.custom and annotations is not None:  # the built-in kinds let controllers annotate with the status
+                metadata["annotations"] = annotations
             given = {"status": new["status"]} if "status" in new else {}
             new = {k: v for k, v in before.items() if k != "status"} | {"metadata": metadata} | given
         else:
@@ -236,10 +237,9 @@ class Operations:
         old = self.existing(kind, key)
         metadata = old.obj["metadata"]
         if options.uid and options.uid != metadata["uid"]:
-            raise status.conflict(kind, key[1], _precondition("UID", options.uid, metadata["uid"]))
+            raise status.precondition_failed(kind, key[1], "UID", options.uid, metadata["uid"])
         if options.rv and options.rv != metadata["resourceVersion"]:
-            why = _precondition("ResourceVersion", options.rv, metadata["resourceVersion"])
-            raise status.conflict(kind, key[1], why)
+            raise status.precondition_failed(kind, key[1], "ResourceVersion", options.rv, metadata["resourceVersion"])
         if options.dry_run:
             return old.obj, True
         if kind.group_resource == ("", "namespaces"):
@@ -327,5 +327,5 @@ class Operations:
         )  # fmt: skip
 
 
-def _precondition(what: str, wanted: str, found: str) -> str:
-    return f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+def _other_name(given: object, expected: str) -> status.StatusError:
+    return status.bad_request(f"the name of the object ({given}) does not match the name on the URL ({expected})")

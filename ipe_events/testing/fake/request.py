@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import orjson
 from aiohttp import web
 
 from ipe_events.testing.fake import status
@@ -82,7 +83,7 @@ def _number(request: web.Request, name: str) -> int:
     if not text:
         return 0
     if not text.isdecimal():
-        raise status.bad_request(f"strconv.ParseInt: parsing {text!r}: invalid syntax ({name})")
+        raise status.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax')
     return int(text)
 
 
@@ -135,20 +136,19 @@ def write_options(request: web.Request) -> WriteOptions:
         StatusError: 422.
     """
     manager = request.query.get("fieldManager") or request.headers.get("User-Agent", "").split("/", 1)[0] or "unknown"
-    return WriteOptions(manager=manager[:_MAX_MANAGER], dry_run=dry_run(request.query.getall("dryRun", [])))
+    kind = {"POST": "CreateOptions", "PUT": "UpdateOptions"}.get(request.method, "PatchOptions")
+    return WriteOptions(manager=manager[:_MAX_MANAGER], dry_run=dry_run(request.query.getall("dryRun", []), kind))
 
 
-def dry_run(values: list[str]) -> bool:
-    """Whether ``dryRun`` asks for one.
+def dry_run(values: list[str], options: str) -> bool:
+    """Whether ``dryRun`` asks for one; ``options`` names the kind of the options in the refusal.
 
     Raises:
         StatusError: 422, a value other than ``All``.
     """
-    for value in values:
-        if value != "All":
-            message = f'Unsupported value: "{value}": supported values: "All"'
-            details = {"causes": [{"reason": "FieldValueNotSupported", "message": message, "field": "dryRun"}]}
-            raise status.StatusError(422, "Invalid", f'WriteOptions "" is invalid: dryRun: {message}', details=details)
+    if any(value != "All" for value in values):
+        message = f'Unsupported value: {orjson.dumps(values).decode()}: supported values: "All"'
+        raise status.bad_options("dryRun", message, reason="FieldValueNotSupported", options=options)
     return bool(values)
 
 
@@ -162,6 +162,6 @@ def wants_partial(accept: str) -> bool:
     if "as=PartialObjectMetadata" in first and "g=meta.k8s.io" in first:
         return True
     if accept and not any(served in accept for served in ("json", "*/*", "application/*")):
-        message = "only the following media types are accepted: application/json"
-        raise status.StatusError(406, "NotAcceptable", message)
+        message = "406: Not Acceptable\n\nAvailable representations: application/json"
+        raise status.StatusError(406, "NotAcceptable", message, details={})
     return False

@@ -9,6 +9,7 @@ from ipe_events.testing.fake.patch import apply_patch
 from ipe_events.testing.fake.store import ObjectKey
 
 JsonObject = dict[str, Any]
+_SCALE = Kind("autoscaling", "v1", "scales", "Scale")
 
 
 def of(kind: Kind, obj: JsonObject) -> JsonObject:
@@ -47,12 +48,14 @@ def update(operations: Operations, kind: Kind, key: ObjectKey, scale: Any, optio
         raise status.bad_request(f"the name of the object ({metadata['name']}) does not match the name on the URL ({key[1]})")
     replicas = (scale.get("spec") or {}).get("replicas", 0)
     if not isinstance(replicas, int) or isinstance(replicas, bool):
+        found = "string" if isinstance(replicas, str) else type(replicas).__name__
         raise status.bad_request(
-            f"json: cannot unmarshal {replicas!r} into Go struct field ScaleSpec.spec.replicas of type int32"
+            'Scale in version "v1" cannot be handled as a Scale: json: cannot unmarshal '
+            f"{found} into Go struct field ScaleSpec.spec.replicas of type int32"
         )
     if replicas < 0:
         cause = ("spec.replicas", "FieldValueInvalid", f"Invalid value: {replicas}: must be greater than or equal to 0")
-        raise status.invalid(kind, key[1], cause)
+        raise status.invalid(_SCALE, key[1], cause)
     changed = rules.copy(before)
     changed["spec"]["replicas"] = replicas
     for field in ("uid", "resourceVersion"):

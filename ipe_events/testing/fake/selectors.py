@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ipe_events.testing.fake.kinds import Kind
-from ipe_events.testing.fake.status import StatusError, bad_request
+from ipe_events.testing.fake.status import bad_request
 
 JsonObject = dict[str, Any]
 Predicate = Callable[[JsonObject], bool]
@@ -13,8 +13,14 @@ Predicate = Callable[[JsonObject], bool]
 _SET = re.compile(r"^\s*(?P<key>[\w./-]+)\s+(?P<op>in|notin)\s*\(\s*(?P<values>[^()]*)\)\s*$")
 _EQUAL = re.compile(r"^\s*(?P<key>[\w./-]+)\s*(?P<op>==|=|!=)\s*(?P<value>[\w.-]*)\s*$")
 _EXISTS = re.compile(r"^\s*(?P<op>!?)\s*(?P<key>[\w./-]+)\s*$")
-_POD_FIELDS = ("spec.nodeName", "spec.restartPolicy", "spec.serviceAccountName", "status.phase", "status.podIP")
-_EVENT_FIELDS = ("involvedObject.kind", "involvedObject.name", "involvedObject.namespace", "involvedObject.uid", "reason", "type")
+_OWN_FIELDS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("", "pods"): ("spec.nodeName", "spec.restartPolicy", "spec.serviceAccountName", "status.phase", "status.podIP"),
+    ("", "events"): (
+        "involvedObject.kind", "involvedObject.name", "involvedObject.namespace", "involvedObject.uid", "reason", "type",
+    ),
+    ("", "namespaces"): ("status.phase",),
+}  # fmt: skip
+"""Selectable fields beside name and namespace."""
 
 
 def _split(text: str) -> list[str]:
@@ -38,7 +44,7 @@ def _requirement(text: str) -> Callable[[dict[str, str]], bool]:
         if match["op"]:
             return lambda labels: key not in labels
         return lambda labels: key in labels
-    raise bad_request(f'unable to parse requirement: found {text!r}, expected: "key", "!key", "key=value" or "key in (…)"')
+    raise bad_request(f"unable to parse requirement: found '{text}', expected: key, !key, key=value, or key in (value, …)")
 
 
 def label_selector(text: str) -> Predicate | None:
@@ -72,24 +78,21 @@ def field_selector(text: str, kind: Kind) -> Predicate | None:
         StatusError: 400, the selector does not parse, or this kind has no such selectable field.
     """
     known = ["metadata.name", "metadata.namespace"]
-    known += {("", "pods"): _POD_FIELDS, ("", "events"): _EVENT_FIELDS}.get(kind.group_resource, ())
-    if kind.group_resource == ("", "namespaces"):
-        known.append("status.phase")
+    known += _OWN_FIELDS.get(kind.group_resource, ())
     tests: list[tuple[str, bool, str]] = []
     for part in _split(text):
         match = re.match(r"^\s*(?P<path>[\w.-]+?)\s*(?P<op>==|=|!=)(?P<value>.*)$", part)
         if match is None:
-            raise _unparsable(text, f"invalid selector: '{part}'; can't understand '{part}'")
+            raise bad_request(f"invalid selector: '{text}'; can't understand '{part}'")
         if match["path"] not in known:
-            raise _unparsable(text, f"field label not supported: {match['path']}")
+            if kind.group_resource in _OWN_FIELDS:
+                raise bad_request(f"field label not supported: {match['path']}")
+            names = ", ".join(f'"{name}"' for name in known)
+            raise bad_request(f'"{match["path"]}" is not a known field selector: only {names}')
         tests.append((match["path"], match["op"] != "!=", match["value"].strip()))
     if not tests:
         return None
     return lambda obj: all((_field(obj, path) == value) is wanted for path, wanted, value in tests)
-
-
-def _unparsable(text: str, why: str) -> StatusError:
-    return bad_request(f'Unable to find "{text}" that match label selector "", field selector "{text}": {why}')
 
 
 def both(first: Predicate | None, second: Predicate | None) -> Predicate | None:

@@ -86,6 +86,24 @@ def conflict(kind: Kind, name: str, why: str = "") -> StatusError:
     return StatusError(409, "Conflict", message, details=_details(kind, name))
 
 
+def must_name_version(kind: Kind, name: str) -> StatusError:
+    """422: an update without resourceVersion of a kind that demands one."""
+    message = "Invalid value: 0: must be specified for an update"
+    field = "metadata.resourceVersion"
+    causes = [{"reason": "FieldValueInvalid", "message": message, "field": field}]
+    text = f'{kind.qualified} "{name}" is invalid: {field}: {message}'
+    return StatusError(422, "Invalid", text, details=_details(kind, name, causes=causes))
+
+
+def precondition_failed(kind: Kind, name: str, what: str, wanted: str, found: str) -> StatusError:
+    """409: a precondition of a delete does not hold."""
+    hint = "deleted and then recreated" if what == "UID" else "modified"
+    why = f"the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). "
+    message = f'Operation cannot be fulfilled on {kind.qualified_kind} "{name}": {why}The object might have been {hint}'
+    details = _details(kind, name) | {"kind": kind.kind}
+    return StatusError(409, "Conflict", message, details=details)
+
+
 def invalid(kind: Kind, name: str, *causes: tuple[str, str, str]) -> StatusError:
     """422: the object breaks rules; each cause is (field, reason, message)."""
     texts = [f"{field}: {message}" for field, _, message in causes]
@@ -98,16 +116,16 @@ def invalid(kind: Kind, name: str, *causes: tuple[str, str, str]) -> StatusError
     return StatusError(422, "Invalid", message, details=details | {"kind": kind.kind, "causes": listed})
 
 
-def bad_options(field: str, message: str) -> StatusError:
-    """422: list or watch options that contradict each other."""
+def bad_options(field: str, message: str, *, reason: str = "FieldValueForbidden", options: str = "ListOptions") -> StatusError:
+    """422: options that contradict each other, or are unknown."""
     return StatusError(
         422,
         "Invalid",
-        f'ListOptions.meta.k8s.io "" is invalid: {field}: {message}',
+        f'{options}.meta.k8s.io "" is invalid: {field}: {message}',
         details={
             "group": "meta.k8s.io",
-            "kind": "ListOptions",
-            "causes": [{"reason": "FieldValueForbidden", "message": message, "field": field}],
+            "kind": options,
+            "causes": [{"reason": reason, "message": message, "field": field}],
         },
     )
 
@@ -124,7 +142,7 @@ def bad_request(message: str) -> StatusError:
 
 def unsupported_media_type(message: str) -> StatusError:
     """415."""
-    return StatusError(415, "UnsupportedMediaType", message)
+    return StatusError(415, "UnsupportedMediaType", message, details={})
 
 
 def method_not_allowed() -> StatusError:
@@ -192,7 +210,7 @@ def too_large(requested: int, current: int) -> StatusError:
     return StatusError(
         504,
         "Timeout",
-        f"Too large resource version: {requested}, current: {current}",
+        f"Timeout: Too large resource version: {requested}, current: {current}",
         details={
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
             "retryAfterSeconds": 1,

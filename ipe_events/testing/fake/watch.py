@@ -20,6 +20,8 @@ from ipe_events.testing.fake.selectors import Predicate
 from ipe_events.testing.fake.store import Change, Compacted, Item, Store
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+BOOKMARK_BEFORE_END = 2.0
+"""Seconds before a watch's time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,11 @@ def check(options: WatchOptions) -> None:
         parse_rv(options.rv)
     if options.send_initial is not None and options.match != "NotOlderThan":
         raise status.bad_options(
-            "resourceVersionMatch", 'sendInitialEvents requires setting resourceVersionMatch to "NotOlderThan"'
+            "resourceVersionMatch", "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
         )
     if options.send_initial is None and options.match:
         raise status.bad_options(
-            "resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+            "resourceVersionMatch", "Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
         )
 
 
@@ -165,7 +167,8 @@ class Watcher:
         """Batches of whole lines until the time-out, ``close()``, or the client's end."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._options.timeout
-        next_bookmark = loop.time() + self._interval
+        # One bookmark comes shortly before the end, so that the client resumes from near the present.
+        next_bookmark = min(loop.time() + self._interval, max(loop.time(), end - BOOKMARK_BEFORE_END))
         try:
             while True:
                 while self._queue:
