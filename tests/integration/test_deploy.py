@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from ipe_events.agent.config import parse_config
+from ipe_events.bus.settings import BusSettings
 from ipe_events.cli import main
 from ipe_events.events.refs import ResourceRef
 from ipe_events.kube.rbac import AgentRights, Write, manifests, render
@@ -79,6 +80,19 @@ def test_the_deployment_runs_this_version_and_a_configuration_that_loads(rendere
     assert config.clusters.in_cluster
     assert config.lease.namespace == SYSTEM
     assert (config.health_host, config.health_port) == ("0.0.0.0", container["ports"][0]["containerPort"])
+
+
+def test_the_environment_says_how_to_reach_the_bus(rendered: dict[str, dict[str, Any]]) -> None:
+    template = rendered["Deployment/ipe-agent"]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    env = {each["name"]: each["value"] for each in container["env"]}
+    for source in container["envFrom"]:
+        env |= rendered[f"ConfigMap/{source['configMapRef']['name']}"]["data"]
+
+    settings = BusSettings.resolve(None, env)
+    assert settings.servers == ("nats://nats.nats:4222",)
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "nats")
+    assert settings.creds_file == f"{mount['mountPath']}/agent.creds"
 
 
 def test_the_overlay_of_the_readme_renders(real_cluster: RealCluster, tmp_path: Path) -> None:
