@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.controlplane.build import Binaries
 from tests.controlplane.cluster import CORE, RealCluster, write_kubeconfig
+from tests.controlplane.metrics import MetricsServer
 from tests.controlplane.process import Child, PortTaken, free_port
 
 HERE = Path(__file__).parent
@@ -44,6 +45,8 @@ class ControlPlane:
         self._etcd: Child | None = None
         self._apiserver: Child | None = None
         self._workloads: list[Child] = []
+        self._metrics: MetricsServer | None = None
+        self._authority = trustme.CA(organization_name=f"ipe-events test cluster {name}")
         self._cluster: RealCluster | None = None
 
     def __enter__(self) -> Self:
@@ -60,54 +63,72 @@ class ControlPlane:
         return self._cluster
 
     def start(self) -> RealCluster:
-        """Start etcd and the API server; returns once `/readyz` is ok."""
+        """Start etcd and the API server; returns once `/readyz` is ok and the default namespace is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         ca_pem = self._write_keys()
         try:
             etcd_url = self._start_etcd()
             server = self._start_apiserver(etcd_url, ca_pem)
+            cluster = RealCluster(self.name, server, ca_pem, self._token, etcd_url, str(self.folder), self.binaries["kubectl"])
+            write_kubeconfig(cluster.kubeconfig, cluster)
+            cluster.api.wait(lambda: cluster.api.exists(f"{CORE}/namespaces/default"), "the default namespace")
+            cluster.ensure(f"{CORE}/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}})
         except BaseException:
             self.stop()
             raise
-        kubectl = self.binaries["kubectl"]
-        self._cluster = RealCluster(self.name, server, ca_pem, self._token, etcd_url, str(self.folder), kubectl)
-        write_kubeconfig(self._cluster.kubeconfig, self._cluster)
-        self._cluster.ensure(f"{CORE}/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}})
-        return self._cluster
+        self._cluster = cluster
+        return cluster
 
     def stop(self) -> None:
         """End every process and wait for it; logs stay in the folder, etcd's data (64 MB at least) does not."""
-        for child in [*self._workloads, self._apiserver, self._etcd]:
+        self._stop_workloads()
+        for child in (self._apiserver, self._etcd):
             if child is not None:
                 child.kill()
-        self._workloads = []
         for data in self.folder.glob("etcd*/"):
             shutil.rmtree(data, ignore_errors=True)
 
     def start_workloads(self) -> None:
-        """Start controller-manager, scheduler, kwok and two nodes; returns when nodes are Ready and controllers act."""
+        """Start controller-manager, scheduler, kwok, two nodes and metrics; returns when all of them work."""
         if self._workloads:
             return
-        kubeconfig = ["--kubeconfig", str(self.cluster.kubeconfig)]
+        try:
+            for tool, flags in self._workload_flags().items():
+                command = [self.binaries[tool], "--kubeconfig", str(self.cluster.kubeconfig), *flags]
+                child = Child(tool, command, self.folder / f"{tool}.log")
+                self._workloads.append(child)
+                child.start()
+            for node in NODES:
+                labels = {"kubernetes.io/hostname": node}
+                self.cluster.ensure(f"{CORE}/nodes", {"metadata": {"name": node, "labels": labels}})
+            self._wait_workloads()
+            self._metrics = MetricsServer(self.cluster, self._authority, self.folder)
+            self._metrics.start()
+        except BaseException:
+            self._stop_workloads()
+            raise
+
+    def _stop_workloads(self) -> None:
+        if self._metrics is not None:
+            self._metrics.stop()
+            self._metrics = None
+        for child in self._workloads:
+            child.kill()
+        self._workloads = []
+
+    def _workload_flags(self) -> dict[str, list[str]]:
         manager = [
             *("--leader-elect=false", "--secure-port=0", "--kube-api-qps=200", "--kube-api-burst=400"),
             *("--service-account-private-key-file", str(self.folder / "service-account.key")),
             # no kubelet sends heartbeats here, and a ConfigMap in every namespace would be noise to a watch
             *("--node-monitor-grace-period=24h", "--controllers=*,-root-ca-certificate-publisher-controller"),
         ]
-        kwok = ["--manage-all-nodes", "--node-lease-duration-seconds=0", "--v=WARN", "--config", str(HERE / "stages.yaml")]
-        commands = {
+        stages = str(HERE / "stages.yaml")
+        return {
             "kube-controller-manager": manager,
             "kube-scheduler": ["--leader-elect=false", "--secure-port=0"],
-            "kwok": kwok,
+            "kwok": ["--manage-all-nodes", "--node-lease-duration-seconds=0", "--v=WARN", "--config", stages],
         }
-        for tool, flags in commands.items():
-            child = Child(tool, [self.binaries[tool], *kubeconfig, *flags], self.folder / f"{tool}.log")
-            child.start()
-            self._workloads.append(child)
-        for node in NODES:
-            self.cluster.ensure(f"{CORE}/nodes", {"metadata": {"name": node, "labels": {"kubernetes.io/hostname": node}}})
-        self._wait_workloads()
 
     def stop_apiserver(self, *, gracefully: bool = False) -> None:
         """End the API server alone, as a crash or (`gracefully`) as an upgrade does it."""
@@ -142,7 +163,7 @@ class ControlPlane:
         self.restart_apiserver()
 
     def _write_keys(self) -> str:
-        authority = trustme.CA(organization_name=f"ipe-events test cluster {self.name}")
+        authority = self._authority
         authority.cert_pem.write_to_path(self.folder / "ca.pem")
         certificate = authority.issue_cert("127.0.0.1", "localhost")
         certificate.private_key_and_cert_chain_pem.write_to_path(self.folder / "server.pem")

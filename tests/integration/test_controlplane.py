@@ -15,6 +15,7 @@ from tests.controlplane.api import APPLY, JSON_PATCH, Refused
 from tests.controlplane.build import Binaries, Unavailable, find_or_build, kubernetes_version
 from tests.controlplane.cluster import APPS, CORE, RealCluster, write_kubeconfig
 from tests.controlplane.fixtures import ClusterFactory
+from tests.controlplane.metrics import BASE as METRICS
 from tests.controlplane.plane import ControlPlane
 from tests.controlplane.process import ProcessFailed
 
@@ -149,6 +150,17 @@ def test_quota_is_counted_and_enforced(real_workloads: RealCluster, real_namespa
 
     api.delete(f"{scope}/pods/one", gracePeriodSeconds=0)
     api.wait(lambda: api.get(path)["status"]["used"] == {"pods": "0", "requests.cpu": "0"}, "the pod's share given back")
+
+
+def test_metrics_are_what_the_pod_says(real_workloads: RealCluster, real_namespace: str) -> None:
+    api, path = real_workloads.api, f"{METRICS}/namespaces/{real_namespace}/pods"
+    metadata = {"name": "busy", "annotations": {"metrics.test/cpu": "250m", "metrics.test/memory": "64Mi"}}
+    api.create(f"{CORE}/namespaces/{real_namespace}/pods", {"metadata": metadata, "spec": {"containers": [CONTAINER]}})
+
+    (found,) = api.wait(lambda: api.get(path)["items"], "metrics of a running pod")
+    assert found["containers"] == [{"name": "main", "usage": {"cpu": "250m", "memory": "64Mi"}}]
+    with pytest.raises(Refused, match=r'cannot list resource "pods" in API group "metrics\.k8s\.io"'):
+        api.as_token(real_workloads.service_account(real_namespace, "nobody", [])).get(path)
 
 
 def test_the_second_cluster_is_another_one(real_cluster: RealCluster, second_cluster: RealCluster, real_namespace: str) -> None:
