@@ -32,7 +32,7 @@ bench: $(VENV)/.dev  ## a table of all benchmarks beside their bars
 
 .PHONY: controlplane-build
 controlplane-build: $(VENV)/.dev
-	$(BIN)/python -m tests.controlplane build
+	$(BIN)/python -m tests.controlplane build --if-possible
 
 controlplane: controlplane-build  ## a real Kubernetes control plane on this machine, until Ctrl-C
 	$(BIN)/python -m tests.controlplane up

@@ -4,9 +4,9 @@
 it; `real_workloads` is the same cluster with controllers and nodes, where pods run; `second_cluster` is another
 one without a watch cache, to compact and to audit; `own_cluster` starts a private one that a test may break.
 
-A test that uses one of them is marked `real_k8s` by itself. The binaries are built after collection, where no
-test's time-out runs. On a machine that has neither binaries nor Go these tests skip and the summary counts
-them; with `CI=true` they fail instead.
+A test that names one of them is marked `real_k8s` by itself; one that asks for it while it runs marks itself. The
+binaries are built after collection, where no test's time-out runs. On a machine that has neither binaries nor Go
+these tests skip and the summary counts them; with `CI=true` they fail instead.
 """
 
 import os
@@ -60,7 +60,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Put the end of the control plane's logs under a failed test that used it."""
     report = yield
-    if report.failed and FIXTURES.intersection(getattr(item, "fixturenames", ())):
+    if report.failed and item.get_closest_marker("real_k8s"):
         for cluster in item.config.stash[CLUSTERS].values():
             for program, tail in cluster.log_tails().items():
                 report.sections.append((f"{program} of cluster {cluster.name}", tail))
@@ -157,6 +157,6 @@ def _run_folder(request: pytest.FixtureRequest) -> Path:
 
 
 def _give_up(reason: str) -> NoReturn:
-    if os.environ.get("CI", "").lower() in {"1", "true"}:
+    if build.must_exist():
         pytest.fail(f"CI must test on the real Kubernetes: {reason}", pytrace=False)
     pytest.skip(f"{SKIPPED}: {reason}")

@@ -294,3 +294,13 @@ def test_without_binaries_tests_skip_loudly_and_fail_in_ci(tmp_path: Path, ci: s
     run = subprocess.run(command, env={**home, "CI": ci}, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert summary in run.stdout, run.stdout + run.stderr
     assert reason in run.stdout
+
+
+@pytest.mark.parametrize(("ci", "arguments", "code"), [("", [], 1), ("", ["--if-possible"], 0), ("true", ["--if-possible"], 1)])
+def test_a_machine_without_go_is_told_so(tmp_path: Path, ci: str, arguments: list[str], code: int) -> None:
+    env = {"PATH": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "CI": ci}
+    command = [sys.executable, "-m", "tests.controlplane", "build", *arguments]
+    run = subprocess.run(command, env=env, cwd=keeper.ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (code, "")
+    assert "no kube-apiserver: set KUBEBUILDER_ASSETS, or install Go 1.26" in run.stderr
+    assert "Traceback" not in run.stderr
