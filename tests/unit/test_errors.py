@@ -1,6 +1,7 @@
 """The family of errors: every one is ours, says whether a retry helps, and keeps the builtin that people catch."""
 
 import inspect
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issu
 def test_every_error_tells_its_story(cls: type[IpeError]):
     assert cls.__doc__
     assert isinstance(cls.retryable, bool)
-    extra = {"code": 503} if cls is errors.ServiceError else {}
+    extra: dict[str, Any] = {"code": 503} if cls is errors.ServiceError else {}
     error = cls("it broke", where="here", **extra)
     assert str(error) == "here: it broke"
     assert error.args == ("it broke",)

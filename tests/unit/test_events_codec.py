@@ -68,12 +68,13 @@ def test_a_command_with_an_unknown_field_is_refused_at_every_depth(path: tuple[s
 
 @pytest.mark.parametrize("action", ["scale", "suspend", "annotate", "create", "delete", "apply"])
 def test_every_action_of_a_command_is_strict(action: str):
-    needed = {
+    needed_by: dict[str, dict[str, Any]] = {
         "scale": {"replicas": 1},
         "annotate": {"annotations": {"a": "b"}},
         "create": {"manifest": {}},
         "apply": {"manifest": {}},
-    }.get(action, {})
+    }
+    needed = needed_by.get(action, {})
     assert decode(Command, body(COMMAND, action={"verb": action, **needed})).action.verb == action
     with pytest.raises(SchemaError, match=r"action\.extra: value 1: unknown field"):
         decode(Command, body(COMMAND, action={"verb": action, **needed, "extra": 1}))
