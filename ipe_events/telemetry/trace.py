@@ -95,6 +95,11 @@ def configure(exporter: "SpanExporter | None" = None) -> bool:
     return True
 
 
+def recording() -> bool:
+    """Whether ``span`` records anything; hot paths skip it otherwise."""
+    return _tracer is not None
+
+
 @contextmanager
 def span(
     name: str,

@@ -1,0 +1,98 @@
+"""Handlers tell what they need, and are told what nobody collects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ipe_events.clock import Clock
+from ipe_events.declaration import Declared, Service, Subscription
+from ipe_events.errors import SchemaError
+from ipe_events.events.codec import decode, encode
+from ipe_events.events.command import VERBS
+from ipe_events.events.registry import AgentStatus, HandlerDeclaration
+from ipe_events.runtime.agents import AGENTS_BUCKET
+from ipe_events.runtime.filters import divide, matches_any
+from ipe_events.runtime.port import Port
+from ipe_events.subjects import COMMAND, EVENT, FINDING, SERVICE, escape
+from ipe_events.telemetry.log import get_logger
+
+HANDLERS_BUCKET = "ipe_handlers"
+
+log = get_logger(__name__)
+
+
+def declarations(declared: Sequence[Declared], clock: Clock) -> list[HandlerDeclaration]:
+    """One document per handler name: its functions' needs together."""
+    by_name: dict[str, list[Declared]] = {}
+    for one in declared:
+        by_name.setdefault(one.name, []).append(one)
+    return [_together(name, functions, clock) for name, functions in sorted(by_name.items())]
+
+
+async def announce(port: Port, declared: Sequence[Declared], clock: Clock) -> None:
+    """Put the declarations where agents look.
+
+    Raises:
+        BusError: they cannot be stored.
+    """
+    bucket = await port.kv(HANDLERS_BUCKET, create=True)
+    for document in declarations(declared, clock):
+        await bucket.put(escape(document.handler), encode(document))
+
+
+async def missing_resources(port: Port, declared: Sequence[Declared]) -> list[tuple[Subscription, str, list[str]]]:
+    """Resources that a handler needs and some agent does not collect, with the clusters; no clusters: no agent at all."""
+    bucket = await port.kv(AGENTS_BUCKET, create=True)
+    agents: list[AgentStatus] = []
+    for key in await bucket.keys():
+        entry = await bucket.get(key)
+        if entry is None:
+            continue
+        try:
+            agents.append(decode(AgentStatus, entry.value))
+        except SchemaError as error:
+            log.warning("an agent's status cannot be read", key=key, error=str(error))
+    missing: list[tuple[Subscription, str, list[str]]] = []
+    for one in declared:
+        if not isinstance(one, Subscription) or not one.resources:
+            continue
+        wanted = [agent for agent in agents if matches_any(agent.cluster, one.clusters)]
+        for resource in map(str, one.resources):
+            lacking = [agent.cluster for agent in wanted if not _collected(agent, resource)]
+            if lacking or not wanted:
+                missing.append((one, resource, lacking))
+    return missing
+
+
+def _collected(agent: AgentStatus, resource: str) -> bool:
+    return agent.resources.get(resource, "").partition(":")[0] in {"watching", "syncing"}
+
+
+def _together(name: str, functions: Sequence[Declared], clock: Clock) -> HandlerDeclaration:
+    found: dict[str, set[str]] = {"subjects": set(), "resources": set(), "clusters": set(), "outputs": set(), "services": set()}
+    all_clusters, commands = False, False
+    for function in functions:
+        commands = commands or function.injects("Commands")
+        for output in function.outputs:
+            topic: Any = output.topic
+            found["outputs"].add(
+                topic.filter(handler=name, type=output.type_name) if topic in {EVENT, FINDING} else topic.wildcard
+            )
+        if isinstance(function, Service):
+            subject = SERVICE.filter(service=name, scope=None if function.scope == "*" else function.scope, verb=function.verb)
+            found["services"].add(subject)
+        if isinstance(function, Subscription):
+            found["subjects"].update(pattern for patterns in divide(function).streams.values() for pattern in patterns)
+            found["resources"].update(map(str, function.resources))
+            found["clusters"].update(function.clusters)
+            all_clusters = all_clusters or not function.clusters
+    if commands:
+        found["outputs"].add(COMMAND.filter(handler=name))
+    if all_clusters:
+        found["clusters"].clear()
+    return HandlerDeclaration(
+        handler=name,
+        **{field: tuple(sorted(values)) for field, values in found.items()},
+        snapshots=any(isinstance(one, Subscription) and one.start == "snapshot" for one in functions),
+        commands=VERBS if commands else (),
+        time=clock.now(),
+    )

@@ -1,0 +1,81 @@
+"""One message on its way through a handler."""
+
+from datetime import datetime
+from typing import Protocol
+
+
+class Deliverable(Protocol):
+    """A message and the ways to settle it; the bus's ``Delivery`` is one, the test bus has its own."""
+
+    @property
+    def subject(self) -> str:
+        """Where it was published."""
+        ...
+
+    @property
+    def header_bytes(self) -> bytes:
+        """The raw header block."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """The payload's bytes."""
+        ...
+
+    @property
+    def seq(self) -> int:
+        """Sequence in the stream."""
+        ...
+
+    @property
+    def stream(self) -> str:
+        """Name of the stream."""
+        ...
+
+    @property
+    def time(self) -> datetime:
+        """When the stream stored it."""
+        ...
+
+    @property
+    def deliveries(self) -> int:
+        """How many times it was delivered, this time included."""
+        ...
+
+    def ack(self) -> None:
+        """Done."""
+        ...
+
+    def nak(self, delay: float) -> None:
+        """Deliver it again after ``delay`` seconds."""
+        ...
+
+    def term(self, reason: str = "") -> None:
+        """Never deliver it again."""
+        ...
+
+    def in_progress(self) -> None:
+        """Still at work."""
+        ...
+
+
+class Work:
+    """A message with what the runtime knows about it.
+
+    Attributes:
+        delivery: the message.
+        tries: how often this process has tried it in vain.
+        touched: loop time when the server last heard that it is being worked on.
+    """
+
+    __slots__ = ("delivery", "touched", "tries")
+
+    def __init__(self, delivery: Deliverable, touched: float) -> None:
+        self.delivery = delivery
+        self.tries = 0
+        self.touched = touched
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first time, over all processes."""
+        return self.tries + self.delivery.deliveries
