@@ -1,0 +1,406 @@
+"""From the API server's bytes to (verb, metadata, body) without building the object.
+
+Decoding whole objects is what makes other watchers slow. Here a big chunk is cut at its line breaks; the envelope
+``{"type":…,"object":…}`` is recognised by its fixed prefix, so that one typed pass of msgspec over the object both proves that it
+is one complete JSON object and yields the few metadata fields that we need; the body stays a slice of the chunk. An envelope that
+is written otherwise is decoded the long way, with the same result.
+
+Lists come item by item: ``ListSplitter`` finds where an item ends by trying the place where the next one seems to start, which
+the decoder confirms (a JSON object has one end), and falls back on counting braces outside strings. What surrounds the items is
+small and decoded at the end, since some servers write the list's metadata after them. Items get the ``kind`` and ``apiVersion``
+that lists leave out: the same object has the same bytes from a list and from a watch.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, cast
+
+import msgspec
+
+from ipe_events.errors import KubeError
+
+Body = bytes | memoryview
+"""An object's JSON, possibly a slice of what was read."""
+
+MAX_LINE = 64 << 20
+"""Bytes of one object beyond which the server is not believed (etcd's own limit is 1.5 MiB)."""
+
+_ENVELOPE = b'{"type":"%b","object":'
+_VERBS = {ord(verb[0]): (verb, _ENVELOPE % verb.encode()) for verb in ("ADDED", "MODIFIED", "DELETED")}
+_VERB_AT = len(b'{"type":"')
+_BRACE = ord("}")
+
+
+class Meta(msgspec.Struct, gc=False):
+    """What every change needs of an object's metadata."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resourceVersion: str = ""  # noqa: N815 - the API's own names here and below
+
+
+class Head(msgspec.Struct, gc=False):
+    """An object as far as we read it."""
+
+    metadata: Meta
+    kind: str = ""
+    apiVersion: str = ""  # noqa: N815
+
+
+class Wants(NamedTuple):
+    """What to decode beyond ``Meta``; each costs about a microsecond.
+
+    Attributes:
+        labels: for selections.
+        managed_fields: to drop them.
+    """
+
+    labels: bool = False
+    managed_fields: bool = False
+
+
+PLAIN = Wants()
+
+
+class _Labelled(Meta, gc=False):
+    labels: dict[str, str] | None = None
+
+
+class _Managed(Meta, gc=False):
+    managedFields: msgspec.Raw = msgspec.Raw()  # noqa: N815
+
+
+class _LabelledManaged(_Labelled, gc=False):
+    managedFields: msgspec.Raw = msgspec.Raw()  # noqa: N815
+
+
+def labels_of(meta: Meta) -> dict[str, str]:
+    """The labels of an object that was decoded with them."""
+    return getattr(meta, "labels", None) or {}
+
+
+def _decoder(meta: type[Meta]) -> Callable[[Body], Head]:
+    shape = msgspec.defstruct("_Head", [("metadata", meta)], bases=(Head,), gc=False)
+    return cast(Callable[[Body], Head], msgspec.json.Decoder(shape).decode)
+
+
+WatchEvent = tuple[str, Head, Body, bool]
+"""One line of a watch: its type as the API writes it, the object's head, its bytes, and whether they lie in the last chunk
+entirely (a plain tuple: one is made for every event)."""
+
+
+class _Envelope(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class _BookmarkMeta(msgspec.Struct):
+    resourceVersion: str = ""  # noqa: N815
+    annotations: dict[str, str] | None = None
+
+
+class _Bookmark(msgspec.Struct):
+    metadata: _BookmarkMeta
+
+
+class Bookmark(NamedTuple):
+    """A bookmark: the watch is complete up to ``rv``; ``initial_end``: the initial events of a WatchList are over."""
+
+    rv: str
+    initial_end: bool
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_bookmark = msgspec.json.Decoder(_Bookmark).decode
+_DECODE: dict[Wants, Callable[[Body], Head]] = {
+    Wants(): _decoder(Meta),
+    Wants(labels=True): _decoder(_Labelled),
+    Wants(managed_fields=True): _decoder(_Managed),
+    Wants(labels=True, managed_fields=True): _decoder(_LabelledManaged),
+}
+
+INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+_FAILURES = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+class WatchDecoder:
+    """Cuts what a watch delivers into events; one per connection, since it keeps the unfinished line.
+
+    Args:
+        where: the place for error messages, e.g. ``prod-eu: pods``.
+        wants: what to decode beyond the names.
+    """
+
+    def __init__(self, where: str, wants: Wants = PLAIN) -> None:
+        self._where = where
+        self._decode = _DECODE[wants]
+        self._rest = b""
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a line whose end has not come."""
+        return len(self._rest)
+
+    def feed(self, chunk: bytes) -> Iterator[WatchEvent]:
+        """The events that ``chunk`` completes; bodies are slices of it, so they hold it in memory.
+
+        Raises:
+            KubeError: a line is not a watch event, or grows without end.
+        """
+        end = chunk.find(b"\n")
+        if end < 0:
+            self._rest += chunk
+            if len(self._rest) > MAX_LINE:
+                raise KubeError(f"a watch event is larger than {MAX_LINE >> 20} MiB", where=self._where)
+            return
+        start = 0
+        if self._rest:
+            line = self._rest + chunk[:end]
+            self._rest = b""
+            yield self._event(line, memoryview(line), 0, len(line))
+            start, end = end + 1, chunk.find(b"\n", end + 1)
+        view = memoryview(chunk)
+        verbs, decode = _VERBS, self._decode
+        while end >= 0:
+            entry = verbs.get(chunk[start + _VERB_AT]) if end - start > _VERB_AT else None
+            if entry is not None and chunk.startswith(entry[1], start) and chunk[end - 1] == _BRACE:
+                body = view[start + len(entry[1]) : end - 1]
+                try:
+                    head = decode(body)
+                except _FAILURES as error:
+                    raise self._malformed(error) from error
+                yield entry[0], head, body, True
+            elif end > start:
+                yield self._event(chunk, view, start, end)
+            start, end = end + 1, chunk.find(b"\n", end + 1)
+        self._rest = chunk[start:]
+
+    def _event(self, chunk: bytes, view: memoryview, start: int, end: int) -> WatchEvent:
+        """One line, whatever its form."""
+        try:
+            envelope = _decode_envelope(view[start:end])
+            body: Body = bytes(envelope.object)
+            if envelope.type in ("ERROR", "BOOKMARK"):
+                return envelope.type, _NO_HEAD, body, False
+            return envelope.type, self._decode(body), body, False
+        except _FAILURES as error:
+            raise self._malformed(error) from error
+
+    def _malformed(self, error: Exception) -> KubeError:
+        return KubeError(f"the watch delivered something that is no event: {error}", where=self._where)
+
+
+_NO_HEAD = Head(metadata=Meta())
+
+
+def parse_bookmark(body: Body, where: str) -> Bookmark:
+    """The object of a ``BOOKMARK`` event.
+
+    Raises:
+        KubeError: it is none.
+    """
+    try:
+        metadata = _decode_bookmark(body).metadata
+    except _FAILURES as error:
+        raise KubeError(f"malformed bookmark: {error}", where=where) from error
+    return Bookmark(metadata.resourceVersion, (metadata.annotations or {}).get(INITIAL_EVENTS_END) == "true")
+
+
+def version_of(text: str, where: str) -> int:
+    """A resourceVersion as a number (KEP-5504: clients may compare them so).
+
+    Raises:
+        KubeError: it is no decimal number.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        raise KubeError(f"resourceVersion {text[:40]!r} is no number, so changes cannot be put in order", where=where)
+    return int(text)
+
+
+# --- lists ---------------------------------------------------------------------------------------------------------------
+
+
+class ListMeta(msgspec.Struct):
+    """Metadata of a list."""
+
+    resourceVersion: str = ""  # noqa: N815
+    continue_: str = msgspec.field(name="continue", default="")
+
+
+class _List(msgspec.Struct):
+    metadata: ListMeta
+
+
+class Item(NamedTuple):
+    """One item of a list."""
+
+    head: Head
+    body: bytes
+
+
+_ITEMS = re.compile(rb'"items"\s*:\s*(\[|null)')
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+("?)|[{}]', re.DOTALL)
+_GAP = re.compile(rb"[\s,]*")
+_SIGNATURE = 14
+_MOST_ATTEMPTS = 8
+_MAX_FRAME = 1 << 20
+
+_decode_list = msgspec.json.Decoder(_List).decode
+
+
+class ListSplitter:
+    """Cuts one page of a list into items as its bytes arrive; holds one item and the current chunk, never the page.
+
+    Args:
+        where: the place for error messages.
+        kind: of the items, added where they do not carry it.
+        api_version: of the items, likewise.
+        wants: what to decode beyond the names.
+    """
+
+    def __init__(self, where: str, kind: str, api_version: str, wants: Wants = PLAIN) -> None:
+        self._where = where
+        self._decode = _DECODE[wants]
+        self._prefix = msgspec.json.encode({"kind": kind, "apiVersion": api_version})[:-1] + b","
+        self._buffer = bytearray()
+        self._frame = b""
+        self._state = "before"
+        self._depth = 0
+        self._scanned = 0
+
+    def feed(self, chunk: bytes) -> Iterator[Item]:
+        """The items that ``chunk`` completes.
+
+        Raises:
+            KubeError: this is no list, or an item grows without end.
+        """
+        self._buffer += chunk
+        if self._state == "before" and not self._open():
+            return
+        if self._state == "items":
+            yield from self._items()
+        if len(self._buffer) > (MAX_LINE if self._state == "items" else _MAX_FRAME):
+            raise KubeError("an item of the list is larger than any object can be", where=self._where)
+
+    def finish(self) -> ListMeta:
+        """The list's metadata, once all bytes were fed.
+
+        Raises:
+            KubeError: the list broke off.
+        """
+        if self._state != "after":
+            raise KubeError("the list broke off in the middle", where=self._where)
+        try:
+            return _decode_list(self._frame + bytes(self._buffer)).metadata
+        except _FAILURES as error:
+            raise KubeError(f"the answer is no list: {error}", where=self._where) from error
+
+    def _open(self) -> bool:
+        """Look for the start of the items."""
+        found = _ITEMS.search(self._buffer)
+        if not found:
+            return False
+        empty = found[1] == b"null"
+        self._frame = bytes(self._buffer[: found.end()])
+        self._state = "after" if empty else "items"
+        del self._buffer[: found.end()]
+        return True
+
+    def _items(self) -> Iterator[Item]:
+        buffer = self._buffer
+        at = 0
+        while True:
+            start = _GAP.match(buffer, at).end()  # type: ignore[union-attr]  # the pattern matches the empty string
+            if start >= len(buffer):
+                break
+            if buffer[start] == 0x5D:  # ]
+                self._state = "after"
+                at = start
+                break
+            if buffer[start] != 0x7B:  # {
+                raise KubeError(f"a list item starts with {bytes(buffer[start : start + 20])!r}", where=self._where)
+            found = self._item(buffer, start)
+            if found is None:
+                at = start
+                break
+            item, at = found
+            self._scanned = self._depth = 0
+            yield item
+        del buffer[:at]
+
+    def _item(self, buffer: bytearray, start: int) -> tuple[Item, int] | None:
+        """The item that starts at ``start`` and where it ends; None: its end has not come yet."""
+        following = b"}," + buffer[start : start + _SIGNATURE]
+        at = start
+        for _attempt in range(_MOST_ATTEMPTS):
+            at = buffer.find(following, at)
+            if at < 0:
+                break
+            item = self._try(bytes(buffer[start : at + 1]))
+            if item is not None:
+                return item, at + 1
+            at += 1
+        end = self._scan(buffer, start)
+        if end is None:
+            return None
+        item = self._try(bytes(buffer[start:end]))
+        if item is None:
+            raise KubeError("an item of the list is no object", where=self._where)
+        return item, end
+
+    def _try(self, body: bytes) -> Item | None:
+        try:
+            head = self._decode(body)
+        except _FAILURES:
+            return None
+        if not head.kind:
+            body = self._prefix + body[1:]
+        return Item(head, body)
+
+    def _scan(self, buffer: bytearray, start: int) -> int | None:
+        """Where the braces outside strings are balanced again; goes on where the last call stopped."""
+        at, depth = start + self._scanned, self._depth
+        for token in _STRUCTURE.finditer(buffer, at):
+            first = buffer[token.start()]
+            if token[1] == b"":  # a string whose end has not come
+                at = token.start()
+                break
+            at = token.end()
+            if first == 0x7B:
+                depth += 1
+            elif first == _BRACE:
+                depth -= 1
+                if depth == 0:
+                    return at
+        self._scanned, self._depth = at - start, depth
+        return None
+
+
+# --- managedFields -------------------------------------------------------------------------------------------------------
+
+_MANAGED = b'"managedFields":'
+
+
+def strip_managed_fields(meta: Meta, body: Body) -> Body:
+    """The object without ``metadata.managedFields``, by cutting out the bytes that the decoder found; the rest is untouched.
+
+    Args:
+        meta: decoded with ``Wants(managed_fields=True)``.
+        body: the object's JSON.
+    """
+    managed = memoryview(getattr(meta, "managedFields", b""))
+    if not managed:
+        return body
+    data = bytes(body)
+    # an unescaped quote cannot stand inside a string, so the first match is a key; the comparison proves that it is the right one
+    key = data.find(_MANAGED)
+    end = key + len(_MANAGED) + len(managed)
+    if key > 0 and data[end - len(managed) : end] == managed:
+        if data[key - 1] == 0x2C:  # a comma
+            return data[: key - 1] + data[end:]
+        if data[end] == 0x2C:
+            return data[:key] + data[end + 1 :]
+    document = msgspec.json.decode(data)
+    document["metadata"].pop("managedFields", None)
+    return msgspec.json.encode(document)
