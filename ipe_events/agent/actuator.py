@@ -7,6 +7,7 @@ different objects in parallel. Whoever waits in a lane keeps its message alive o
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable
 from contextlib import suppress
 from datetime import timedelta
@@ -35,10 +36,12 @@ log = get_logger(__name__)
 MALFORMED = counter("ipe_commands_malformed_total", "Messages on a command subject that are no command.", ("cluster",))
 WAITING = gauge("ipe_commands_waiting", "Commands that arrived and are not answered yet.", ("cluster",))
 
-ACK_WAIT = 30.0
+ACK_WAIT = 10.0
+"""Seconds until a command comes again that nobody keeps alive: its agent died, or gave up the Lease as it arrived."""
 MAX_OPEN = 1_024
 """Commands that may be out at a time: the bound of every queue in here."""
 _DRAIN_SECONDS = 20.0
+_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
 class Actuator:
@@ -164,7 +167,9 @@ class Actuator:
             outcome = self._malformed(delivery, addressee, problem)
             self._lanes.submit(
                 ("malformed", addressee.handler),
-                lambda: self._settle(delivery.seq, self._carrier.answer_malformed(outcome, digest(delivery.body), trace)),
+                lambda: self._settle(
+                    delivery.seq, self._carrier.answer_malformed(outcome, delivery.seq, digest(delivery.body), trace)
+                ),
             )
             return
         job = Job(command, addressee, digest(delivery.body), self._clock.monotonic(), trace)
@@ -204,13 +209,7 @@ class Actuator:
     def _malformed(self, delivery: Delivery, addressee: Addressee, problem: str) -> Outcome:
         """The refusal of something that is no command; it is joined to its author's id when there is one."""
         MALFORMED.labels(self._cluster).add(1)
-        command = f"malformed-{delivery.seq}"
-        with suppress(orjson.JSONDecodeError, ValueError, SchemaError):
-            raw = orjson.loads(delivery.body)
-            stated = raw.get("id") if isinstance(raw, dict) else None
-            stated = stated or delivery.headers.get("Nats-Msg-Id")
-            if isinstance(stated, str) and 0 < len(stated) <= 200 and stated.replace("-", "").replace("_", "").isalnum():
-                command = stated
+        command = _stated_id(delivery) or f"malformed-{delivery.seq}"
         verb = addressee.verb if addressee.verb in VERBS else "unknown"
         log.warning(
             "audit: malformed command refused",
@@ -232,6 +231,17 @@ class Actuator:
             cause=command,
             time=self._clock.now(),
         )
+
+
+def _stated_id(delivery: Delivery) -> str:
+    """The id that a malformed command gives itself, or its message has; empty when neither can be one."""
+    stated: list[object] = []
+    with suppress(orjson.JSONDecodeError):
+        body = orjson.loads(delivery.body)
+        stated.append(body.get("id") if isinstance(body, dict) else None)
+    with suppress(SchemaError):
+        stated.append(delivery.headers.get("Nats-Msg-Id"))
+    return next((each for each in stated if isinstance(each, str) and _ID.fullmatch(each)), "")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -211,10 +211,13 @@ class Carrier:
             self._writes.add(outcome.handler, outcome.object_ref, self._clock.monotonic() - age)
             self._chains.wrote(outcome.uid, outcome.resource_version, outcome.hops)
 
-    async def answer_malformed(self, outcome: Outcome, digest: str, trace: Trace) -> None:
-        """Record and publish the outcome of something that is no command."""
+    async def answer_malformed(self, outcome: Outcome, sequence: int, digest: str, trace: Trace) -> None:
+        """Record and publish the outcome of something that is no command.
+
+        Its place in the stream is its identity: whatever id it gives itself, it cannot occupy that of a true command.
+        """
         claim = Claim(
-            command=outcome.command,
+            command=f"malformed.{sequence}",
             digest=digest,
             agent=self._agent,
             token=secrets.token_hex(8),
@@ -418,7 +421,7 @@ class Carrier:
             return self._outcome(
                 job, Status.UNKNOWN, message=f"{why}; it cannot be read back: {failure.message}", reason=failure.reason
             )
-        found = write.read_back(command, now, seen_uid=claim.seen_uid, claimed=claim.time)
+        found = write.read_back(command, now, seen_uid=claim.seen_uid)
         status = Status.APPLIED if found.applied else Status.UNKNOWN
         if found.applied:
             self._remember(job, found.uid, found.resource_version)

@@ -11,7 +11,6 @@ them ``read_back`` finds out whether a write happened whose answer was never rec
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -32,9 +31,6 @@ APPLY_PATCH = "application/apply-patch+yaml"
 
 ABSENT = object()
 """What ``value_at`` gives for a path that leads nowhere."""
-
-_CLOCK_SKEW = timedelta(seconds=2)
-"""managedFields are dated by the API server in whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +180,8 @@ def build(command: Command, resource: ApiResource, seen: JsonObject | None, *, d
     if seen is None:
         raise KubeNotFound(f"{target} does not exist", status=404, reason="NotFound")
     if isinstance(action, Delete):
-        return WriteRequest("DELETE", path, _only(params, "dryRun"), "application/json", _delete_options(command, action, seen))
+        body = _delete_options(command, action, seen, dry_run=dry_run)
+        return WriteRequest("DELETE", path, _only(params, "dryRun"), "application/json", body)
     if isinstance(action, Scale):
         if "scale" not in resource.subresources:
             raise KubeInvalid(f"{resource.ref} has no /scale", fix="use `patch`")
@@ -204,13 +201,16 @@ def _guarded(command: Command) -> bool:
     return bool(command.precondition.values or command.precondition.resource_version)
 
 
-def _delete_options(command: Command, action: Delete, seen: JsonObject) -> bytes:
+def _delete_options(command: Command, action: Delete, seen: JsonObject, *, dry_run: bool) -> bytes:
     preconditions = {"uid": seen["metadata"]["uid"]}
     if _guarded(command):
         preconditions["resourceVersion"] = seen["metadata"]["resourceVersion"]
-    return orjson.dumps(
-        {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions, "propagationPolicy": action.propagation}
-    )
+    options: JsonObject = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
+    options["propagationPolicy"] = action.propagation
+    if dry_run:
+        # a DELETE with a body is read from its body alone: `dryRun` in the query would be overlooked, and the object gone
+        options["dryRun"] = ["All"]
+    return orjson.dumps(options)
 
 
 def _tests(command: Command, seen: JsonObject, *, on_scale: bool = False) -> list[JsonObject]:
@@ -298,14 +298,13 @@ def _manifest(command: Command, given: JsonObject, resource: ApiResource, *, mar
 # --- reading back --------------------------------------------------------------------------------------------------------
 
 
-def read_back(command: Command, now: JsonObject | None, *, seen_uid: str, claimed: datetime) -> ReadBack:
+def read_back(command: Command, now: JsonObject | None, *, seen_uid: str) -> ReadBack:
     """Whether the object shows that a command was carried out.
 
     Args:
         command: claimed; whether it was sent is not known.
         now: the object now; None when it does not exist.
         seen_uid: uid of the object before; empty when there was none.
-        claimed: when the command was claimed.
     """
     action = command.action
     if now is None:
@@ -325,19 +324,16 @@ def read_back(command: Command, now: JsonObject | None, *, seen_uid: str, claime
     if isinstance(action, Scale):
         if value_at(now, "/spec/replicas") != action.replicas:
             return ReadBack(False, f"replicas are not {action.replicas}", uid, rv)
-        if _managed_since(metadata, field_manager(command.handler), claimed):
+        if _owns_replicas(metadata, field_manager(command.handler)):
             return ReadBack(True, f"replicas are {action.replicas}, set by {field_manager(command.handler)}", uid, rv)
         return ReadBack(False, f"replicas are {action.replicas}, but not set by {field_manager(command.handler)}", uid, rv)
     return ReadBack(False, "the object does not carry the command's annotation", uid, rv)
 
 
-def _managed_since(metadata: JsonObject, manager: str, moment: datetime) -> bool:
+def _owns_replicas(metadata: JsonObject, manager: str) -> bool:
+    """Whether this manager set the replicas last: whoever else changes the value takes the field over."""
     for entry in metadata.get("managedFields") or []:
         if entry.get("manager") == manager and entry.get("subresource") == "scale":
-            try:
-                written = datetime.fromisoformat(str(entry.get("time", "")))
-            except ValueError:
-                continue  # an entry without a usable time proves nothing
-            if written.tzinfo is not None and written >= moment - _CLOCK_SKEW:
-                return True
+            fields = (entry.get("fieldsV1") or {}).get("f:spec") or {}
+            return "f:replicas" in fields
     return False
