@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipe_events.cli.common import Session, common_options, output_options, pass_session, run
+from ipe_events.cli.common import Session, ago, common_options, output_options, pass_session, run
 from ipe_events.cli.printers import Column, Table, print_items, print_record
 from ipe_events.clock import SYSTEM
 from ipe_events.errors import BusNotFound, UsageError
@@ -43,12 +43,8 @@ class Cluster:
 
     def as_data(self) -> dict[str, Any]:
         """The cluster as a JSON object."""
-        return {
-            "name": self.status.cluster,
-            "state": self.state,
-            "ageSeconds": round(self.age, 1),
-            **self.status.model_dump(mode="json"),
-        }
+        said = self.status.model_dump(mode="json")
+        return {"name": self.status.cluster, "age_seconds": round(self.age, 1), **said, "state": self.state}
 
 
 TABLE: Table[Cluster] = Table(
@@ -69,14 +65,6 @@ TABLE: Table[Cluster] = Table(
     data=Cluster.as_data,
     empty="no agent has reported a cluster yet (start one with `ipe agent run`)",
 )
-
-
-def ago(seconds: float) -> str:
-    """A stretch of time in one unit: ``12s``, ``5m``, ``3h``, ``2d``."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(seconds, 0):.0f}s"
 
 
 async def load(bus: "Bus", now: datetime) -> tuple[list[Cluster], list[str]]:

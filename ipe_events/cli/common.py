@@ -7,7 +7,9 @@ Data goes to standard output; ``session.note`` and ``session.detail`` speak to p
 """
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -70,6 +72,12 @@ class Session:
         if self.verbose and not self.quiet:
             click.echo(text, err=True)
 
+    def configure_log(self, usual: str = "error") -> None:
+        """Send the log to standard error: from level ``usual`` (or ``IPE_LOG_LEVEL``) up; more with ``-v`` and ``--debug``."""
+        from ipe_events.telemetry.log import configure
+
+        configure(level="debug" if self.debug else "info" if self.verbose else os.environ.get("IPE_LOG_LEVEL", usual))
+
     def bus_settings(self) -> "BusSettings":
         """How to reach the bus: the context, the environment (``IPE_NATS_*``) or the default on loopback.
 
@@ -89,6 +97,7 @@ class Session:
         """
         from ipe_events.bus.connection import Bus
 
+        self.configure_log()
         settings = replace(self.bus_settings(), connect_timeout=self.timeout)
         async with await Bus.connect(settings, name="ipe") as bus:
             yield bus
@@ -122,6 +131,14 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(part[0] for part in parts) != text:
         raise UsageError(f"{text!r} is not a duration", fix="`30s`, `5m`, `1h30m`, `2d`")
     return sum(float(part[1]) * _UNITS[part[2]] for part in parts)
+
+
+def ago(seconds: float) -> str:
+    """A stretch of time in one unit: ``12s``, ``5m``, ``3h``, ``2d``."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
 
 
 def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -174,6 +191,20 @@ def output_options(function: F) -> F:
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; Ctrl-C cancels it, awaits its clean-up and then counts as an interruption."""
     return asyncio.run(work)
+
+
+async def until_stopped() -> None:
+    """Returns at SIGTERM or Ctrl-C: how a command that serves ends in good order, with exit code 0."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await stopped.wait()
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

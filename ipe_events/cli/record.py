@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import unquote
 
 from ipe_events.errors import IpeError, SubjectError
 from ipe_events.subjects import ACT, CHANGE, CLUSTER, COMMAND, DLQ, EVENT, FINDING, OUTCOME, Topic, topic_of
@@ -81,6 +82,7 @@ class Entry:
 
 def entry_of(ref: str, subject: str, time: datetime, headers: Mapping[str, str], body: bytes) -> Entry:
     """What a message says; a message that cannot be read says so in ``summary``."""
+    headers = {name: unquote(value) if name.startswith(("ce-", "ipe-")) else value for name, value in headers.items()}
     common: dict[str, Any] = {
         "ref": ref,
         "id": headers.get("ce-id") or headers.get("Nats-Msg-Id", ""),
@@ -131,8 +133,13 @@ def _change(common: dict[str, Any], tokens: Mapping[str, str], headers: Mapping[
 
 
 def _dead_letter(common: dict[str, Any], headers: Mapping[str, str], data: object) -> Entry:
-    reason = next((value for key, value in headers.items() if key.lower().endswith("dlq-reason")), "")
-    return Entry(**common, summary=f"given up: {reason or 'no reason header'}", data=data if isinstance(data, dict) else None)
+    error = headers.get("ipe-dlq-error", "no reason header")
+    message = headers.get("ipe-dlq-message", "")
+    return Entry(
+        **common,
+        summary=f"given up after {headers.get('ipe-dlq-attempts', '?')} attempts: {error}" + (f": {message}" if message else ""),
+        data=data if isinstance(data, dict) else None,
+    )
 
 
 def _payload(common: dict[str, Any], topic: Topic, data: Mapping[str, Any]) -> Entry:
