@@ -30,7 +30,8 @@ SERVICES: Mapping[str, tuple[str, ...]] = {
     "metrics": (),
     "whoami": (),
 }
-"""Per service of an agent the verbs it needs on what is collected; ``metrics`` reads metrics.k8s.io instead."""
+"""Per service of an agent the verbs it needs on what is collected; ``metrics`` reads metrics.k8s.io instead. The API server
+authorizes a dry run like the write itself: beyond reading, ``dryrun`` works where a grant allows that write."""
 
 COLLECT = ("list", "watch")
 

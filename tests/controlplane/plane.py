@@ -142,25 +142,31 @@ class ControlPlane:
         """Start a stopped API server again at the same address."""
         assert self._apiserver is not None, f"control plane {self.name} was not started"
         self._apiserver.start()
-        self._apiserver.wait_ready(lambda: _apiserver_ready(self.cluster.server, self.cluster.ca_pem))
+        self._apiserver_again()
 
     def save(self, name: str) -> None:
-        """Keep a copy of etcd's data as it is now, for `rewind`. The cluster is away for a few seconds."""
-        self._with_etcd_stopped(self.folder / "etcd", self.folder / f"etcd-{name}")
+        """Keep a copy of etcd's data as it is now, for `rewind`; requests fail for about a second."""
+        self._copy_data(self.folder / "etcd", self.folder / f"etcd-{name}")
+        self._apiserver_again()
 
     def rewind(self, name: str) -> None:
         """Restore etcd from a copy: resourceVersions and objects go back to the moment of `save`."""
-        self._with_etcd_stopped(self.folder / f"etcd-{name}", self.folder / "etcd")
-
-    def _with_etcd_stopped(self, source: Path, target: Path) -> None:
-        assert self._etcd is not None, f"control plane {self.name} was not started"
         self.stop_apiserver()
-        self._etcd.terminate()
+        self._copy_data(self.folder / f"etcd-{name}", self.folder / "etcd")
+        self.restart_apiserver()
+
+    def _copy_data(self, source: Path, target: Path) -> None:
+        """Copy etcd's data while it is stopped; killed, because it would wait for its watchers, and its log replays."""
+        assert self._etcd is not None, f"control plane {self.name} was not started"
+        self._etcd.kill()
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
         self._etcd.start()
         self._etcd.wait_ready(lambda: _etcd_ready(self.cluster.etcd))
-        self.restart_apiserver()
+
+    def _apiserver_again(self) -> None:
+        assert self._apiserver is not None, f"control plane {self.name} was not started"
+        self._apiserver.wait_ready(lambda: _apiserver_ready(self.cluster.server, self.cluster.ca_pem))
 
     def _write_keys(self) -> str:
         authority = self._authority
