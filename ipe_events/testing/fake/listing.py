@@ -88,7 +88,7 @@ def check(options: ListOptions) -> None:
         raise status.bad_options("resourceVersionMatch", message, reason="FieldValueNotSupported")
     if options.match == "Exact" and options.rv == "0":
         raise status.bad_options(
-            "resourceVersionMatch", _FORBIDDEN.replace("Match is", 'Match "exact" is') + 'for resourceVersion "0"'
+            "resourceVersionMatch", 'Forbidden: resourceVersionMatch "exact" is forbidden for ' + 'resourceVersion "0"'
         )
 
 

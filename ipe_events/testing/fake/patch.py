@@ -70,8 +70,19 @@ class _Replace(jsonpatch.ReplaceOperation):
         return super().apply(obj)
 
 
+class _Test(jsonpatch.TestOperation):
+    """``test`` as the API server does it: a missing key of a map equals null."""
+
+    def apply(self, obj: Any) -> Any:
+        """Compare, or raise."""
+        parent, part = self.pointer.to_last(obj)
+        if isinstance(parent, dict) and part not in parent and self.operation.get("value", ...) is None:
+            return obj
+        return super().apply(obj)
+
+
 class _Patch(jsonpatch.JsonPatch):
-    operations = MappingProxyType({**jsonpatch.JsonPatch.operations, "replace": _Replace})
+    operations = MappingProxyType({**jsonpatch.JsonPatch.operations, "replace": _Replace, "test": _Test})
 
 
 def _json_patch(obj: JsonObject, operations: Any) -> JsonObject:

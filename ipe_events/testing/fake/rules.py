@@ -53,11 +53,14 @@ def check_metadata(kind: Kind, metadata: JsonObject) -> None:
     name = metadata["name"]
     if not isinstance(name, str) or (kind.resource not in _PATH_NAMED and (len(name) > 253 or not _NAME.match(name))):
         raise status.invalid(kind, str(name), ("metadata.name", "FieldValueInvalid", f'Invalid value: "{name}": {_NAME_RULE}'))
+    for field in ("labels", "annotations", "finalizers", "ownerReferences"):
+        if not metadata.get(field, True):  # empty is left out, as Go's omitempty does
+            del metadata[field]
     for field in ("labels", "annotations"):
         values = metadata.get(field)
         if values is None:
-            metadata.pop(field, None)
-        elif not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+            continue
+        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
             raise status.bad_request(
                 f"{kind.kind} in version {kind.version!r} cannot be handled as a {kind.kind}: json: cannot unmarshal "
                 f"metadata.{field} into Go struct field ObjectMeta.metadata.{field} of type string"
