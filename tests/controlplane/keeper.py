@@ -19,7 +19,8 @@ from pathlib import Path
 
 import filelock
 
-from tests.controlplane.build import Binaries
+from tests.controlplane.api import Refused
+from tests.controlplane.build import Binaries, Unavailable
 from tests.controlplane.cluster import RealCluster
 from tests.controlplane.plane import ControlPlane
 from tests.controlplane.process import ProcessFailed
@@ -49,7 +50,7 @@ class Lease:
         except ConnectionError:
             line = ""
         if not line:
-            raise KeeperLeft
+            raise KeeperLeft("the keeper ended; its last words are in keeper.log of this run's controlplane folder")
         answer = json.loads(line)
         if "error" in answer:
             raise ProcessFailed(answer["error"])
@@ -143,7 +144,7 @@ def _cluster_for(
             planes[name] = plane
         if request["workloads"]:
             planes[name].start_workloads()
-    except (ProcessFailed, AssertionError, OSError) as error:
+    except (ProcessFailed, Unavailable, Refused, AssertionError, OSError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {"cluster": json.loads(planes[name].cluster.to_json())}
 

@@ -13,17 +13,22 @@ import yaml
 from click.testing import CliRunner
 
 from ipe_events.agent.config import parse_config
+from ipe_events.agent.lease import LeaseKeeper, Role
 from ipe_events.bus.settings import BusSettings
 from ipe_events.cli import main
+from ipe_events.errors import KubeForbidden
 from ipe_events.events.refs import ResourceRef
+from ipe_events.kube.discovery import Discovery
 from ipe_events.kube.rbac import AgentRights, Write, manifests, render
+from ipe_events.kube.session import ClusterSource, KubeSession
 from tests.controlplane.api import JSON_PATCH, Api, Refused
-from tests.controlplane.cluster import APPS, CORE, RealCluster
+from tests.controlplane.cluster import APPS, CORE, RealCluster, write_kubeconfig
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 BASE = DEPLOY / "kustomize" / "base"
 SYSTEM = "ipe-system"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
@@ -155,6 +160,29 @@ def test_the_service_account_may_read_what_is_collected_and_nothing_else(install
     assert not may(agent, "create", "leases.coordination.k8s.io", "kube-system")
     with pytest.raises(Refused, match="cannot list resource"):
         agent.get(f"{CORE}/secrets")
+
+
+async def test_the_agents_own_code_gets_by_with_these_rights(installed: RealCluster, tmp_path: Path) -> None:
+    token = installed.token_of(SYSTEM, "ipe-agent")
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", installed, token=token)
+    config = parse_config((BASE / "agent.yaml").read_text())
+    async with await KubeSession.open(ClusterSource(name="real", kubeconfig=str(kubeconfig))) as session:
+        discovery = Discovery()
+        await discovery.load(session)
+        for name in config.collect.resources:
+            resource = discovery.resource(ResourceRef.parse(name))
+            assert (await session.json("GET", resource.path(), params={"limit": "1"}))["kind"].endswith("List")
+
+        keeper = LeaseKeeper(session, config.lease, "this-test")
+        await keeper.turn()  # takes the Lease
+        await keeper.turn()  # renews it
+        assert (keeper.role, keeper.problem) == (Role.HOLDER, "")
+        await keeper.release()
+        assert installed.api.get(f"{LEASES}/{config.lease.name}")["spec"].get("holderIdentity", "") == ""
+
+        with pytest.raises(KubeForbidden, match="cannot list resource") as refused:
+            await session.json("GET", "/api/v1/secrets")
+        assert not refused.value.retryable
 
 
 def test_granted_commands_are_possible_and_others_are_not(real_cluster: RealCluster, real_namespace: str) -> None:
