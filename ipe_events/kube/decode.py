@@ -380,6 +380,8 @@ class ListSplitter:
 # --- managedFields -------------------------------------------------------------------------------------------------------
 
 _MANAGED = b'"managedFields":'
+_BEGINNING = 2048
+_COMMA = ord(",")
 
 
 def strip_managed_fields(meta: Meta, body: Body) -> Body:
@@ -389,18 +391,21 @@ def strip_managed_fields(meta: Meta, body: Body) -> Body:
         meta: decoded with ``Wants(managed_fields=True)``.
         body: the object's JSON.
     """
-    managed = memoryview(getattr(meta, "managedFields", b""))
+    managed = bytes(getattr(meta, "managedFields", b""))
     if not managed:
         return body
-    data = bytes(body)
-    # an unescaped quote cannot stand inside a string, so the first match is a key; the comparison proves that it is the right one
-    key = data.find(_MANAGED)
+    view = memoryview(body)
+    # metadata comes first, so the beginning suffices nearly always; an unescaped quote cannot stand inside a string, so the first
+    # match is a key; the comparison proves that it is the right one
+    key = bytes(view[:_BEGINNING]).find(_MANAGED)
+    if key < 0:
+        key = bytes(view).find(_MANAGED)
     end = key + len(_MANAGED) + len(managed)
-    if key > 0 and data[end - len(managed) : end] == managed:
-        if data[key - 1] == 0x2C:  # a comma
-            return data[: key - 1] + data[end:]
-        if data[end] == 0x2C:
-            return data[:key] + data[end + 1 :]
-    document = msgspec.json.decode(data)
+    if key > 0 and bytes(view[end - len(managed) : end]) == managed:
+        if view[key - 1] == _COMMA:
+            return b"".join((view[: key - 1], view[end:]))
+        if view[end] == _COMMA:
+            return b"".join((view[:key], view[end + 1 :]))
+    document = msgspec.json.decode(view)
     document["metadata"].pop("managedFields", None)
     return msgspec.json.encode(document)
