@@ -2,13 +2,17 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def eventually(probe: Callable[[], T | Awaitable[T]], timeout: float = 10.0, interval: float = 0.02) -> T:
+@overload
+async def eventually(probe: Callable[[], Coroutine[Any, Any, T]], timeout: float = 10.0, interval: float = 0.02) -> T: ...
+@overload
+async def eventually(probe: Callable[[], T], timeout: float = 10.0, interval: float = 0.02) -> T: ...
+async def eventually(probe: Callable[[], Any], timeout: float = 10.0, interval: float = 0.02) -> Any:
     """The first true value of ``probe``; fails with its last value when none came within ``timeout`` seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout

@@ -65,7 +65,7 @@ class NatsServer:
         config = self.folder / "nats.conf"
         lines = [f'listen: "127.0.0.1:{self.port}"', f"max_payload: {MAX_PAYLOAD}", f'logfile: "{self.folder / "nats.log"}"']
         if self.jetstream:
-            lines.append(f'jetstream {{ store_dir: "{self.folder / "store"}", max_file_store: 4GB, max_memory_store: 256MB }}')
+            lines.append(f'jetstream {{ store_dir: "{self.folder / "store"}", max_file_store: 1TB, max_memory_store: 256MB }}')
         config.write_text("\n".join([*lines, self.extra]) + "\n")
         config.chmod(0o600)
         self.process = subprocess.Popen([server_binary(), "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

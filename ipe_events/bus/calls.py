@@ -107,7 +107,7 @@ class Calls:
         self._skip = len(self._prefix)
         self._open: dict[bytes, Call] = {}
         self._next = 0
-        self._inbox_error: IpeError | None = None
+        self.inbox_error: IpeError | None = None
         client.subscribe_raw(f"{inbox}.*", self._on_answer)
 
     def open(self, subject: str, *, kind: Kind = "publish") -> Call:
@@ -116,8 +116,8 @@ class Calls:
         Raises:
             BusPermissionDenied: the identity may not subscribe to its own inbox, so that no answer could arrive.
         """
-        if self._inbox_error:
-            raise self._inbox_error
+        if self.inbox_error:
+            raise self.inbox_error
         self._next += 1
         token = f"{self._next:x}"
         call = Call(self, token.encode(), self._prefix + token, subject, kind)
@@ -136,8 +136,8 @@ class Calls:
     def deny(self, kind: str, subject: str, error: Callable[[str, str], IpeError]) -> None:
         """A permission violation on a subject (in lower case): fails the calls that it concerns."""
         if kind == "subscription" and subject == f"{self._prefix}*".lower():
-            self._inbox_error = error(kind, f"{self._prefix}*")
-            self.fail_all(self._inbox_error)
+            self.inbox_error = error(kind, f"{self._prefix}*")
+            self.fail_all(self.inbox_error)
             return
         for call in list(self._open.values()):
             if call.kind == kind and call.subject.lower() == subject:

@@ -1,31 +1,55 @@
 """The seam to nats-py: its client, with raw subscriptions, unawaited writes and errors that do not end the connection.
 
 nats-py parses the headers of every message into a dict before anybody asks, and moves every message through a queue into a task.
-With our fifteen headers that is two thirds of a consumer's CPU. ``Client`` therefore overrides ``_process_msg``, where the
-protocol parser hands over subject, reply, header block and body: a subscription made by ``subscribe_raw`` gets them as they are,
-synchronously. It overrides ``_process_err`` too, since nats-py closes for good on any error that it does not know, while we want
-to reconnect for ever. ``tests/unit/test_bus_client.py`` pins both names and their signatures, so that a new nats-py cannot
-remove the seam unnoticed.
+With our fifteen headers that is two thirds of a consumer's CPU. A subscription made by ``subscribe_raw`` gets subject, reply,
+header block and body as they are, synchronously: mostly from our parser (``ipe_events.bus.parser``), else from ``_process_msg``,
+where nats-py's parser hands a message over. ``_process_err`` is overridden too, since nats-py closes for good on any error that it
+does not know, while we want to reconnect for ever. ``tests/unit/test_bus_client.py`` pins what we rely on, so that a new nats-py
+cannot remove the seam unnoticed.
 """
 
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import ParseResult
 
 from nats import errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
+from ipe_events.bus.parser import FastParser, RawCallback
 from ipe_events.errors import IpeError
 from ipe_events.telemetry.log import get_logger
 
 log = get_logger(__name__)
 
-RawCallback = Callable[[bytes, bytes, bytes, bytes], None]
-"""Called with subject, reply, header block and body of each message; must not block."""
+READ_SIZE = 256 << 10
+"""Bytes taken from the socket at once."""
 
+_CLOSE_SECONDS = 1.0
 _VIOLATION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"")
 _HARMLESS = ("invalid subject", "maximum subscriptions exceeded")
+
+
+class _WideTransport(TcpTransport):
+    """TCP that reads as much as has arrived, not 32 KiB at a time: four of our messages would need a wake-up."""
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        self.close()  # an attempt that failed after the TCP handshake: nats-py would forget its socket
+        await super().connect(uri, max(buffer_size, READ_SIZE), connect_timeout)
+
+    async def read(self, buffer_size: int) -> bytes:
+        return bytes(await super().read(max(buffer_size, READ_SIZE)))
+
+    async def wait_closed(self) -> None:
+        with suppress(TimeoutError, OSError):  # asyncio never reports the end of a connection whose TLS handshake failed
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await super().wait_closed()
+
+    def __bool__(self) -> bool:
+        return True  # nats-py makes its own transport while this is false
 
 
 class Client(NatsClient):
@@ -33,9 +57,16 @@ class Client(NatsClient):
 
     def __init__(self) -> None:
         super().__init__()
+        self._transport = _WideTransport()
         self._raw: dict[int, RawCallback] = {}
+        self._ps = FastParser(self, self._raw)
         self.on_violation: Callable[[str, str], None] = lambda _kind, _subject: None
         """Called with ``publish`` or ``subscription`` and the subject **in lower case**, as nats-py hands it over."""
+
+    async def close(self) -> None:
+        """Closes for good; does nothing when no connection was ever tried."""
+        if self._flush_queue is not None:
+            await super().close()
 
     # --- writing -----------------------------------------------------------------------------------------------------------
 
@@ -70,7 +101,7 @@ class Client(NatsClient):
 
     # --- nats-py's inner calls -----------------------------------------------------------------------------------------------
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         callback = self._raw.get(sid)
         if callback is None:
             await super()._process_msg(sid, subject, reply, data, headers)

@@ -20,7 +20,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Server
 
 from ipe_events.bus import jsapi
-from ipe_events.bus.calls import Call, Calls, Raw
+from ipe_events.bus.calls import Call, Calls, Kind, Raw
 from ipe_events.bus.client import Client
 from ipe_events.bus.frames import encode_headers, parse_headers, parse_status, publish_frame
 from ipe_events.bus.settings import BusSettings
@@ -140,6 +140,7 @@ class Bus:
         place = ", ".join(settings.servers)
         if settings.nkey_seed_file and not settings.jwt_file:
             client._public_nkey = self.identity  # noqa: SLF001 - nats-py sets it only when it holds the seed itself
+        options = settings.client_options()
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 await client.connect(
@@ -147,14 +148,14 @@ class Bus:
                     name=self.name,
                     allow_reconnect=False,  # only for the first time, below: a refused password is final then
                     max_reconnect_attempts=1,
-                    reconnect_time_wait=0.1,
-                    connect_timeout=settings.connect_timeout,
+                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; a fraction works
+                    connect_timeout=settings.connect_timeout,  # type: ignore[arg-type]  # likewise
                     ping_interval=_PING_SECONDS,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_down,
                     reconnected_cb=self._on_up,
                     reconnect_to_server_handler=self._next_server,
-                    **settings.client_options(),
+                    **options,
                 )
         except (nats_errors.Error, OSError, TimeoutError) as error:
             await client.close()
@@ -189,15 +190,22 @@ class Bus:
         info = self.client._server_info  # noqa: SLF001 - nats-py shows only parts of it
         place = ", ".join(self.settings.servers)
         check_version(str(info.get("version", "")), place)
-        try:
-            await self.js_api("INFO")
-        except BusPermissionDenied:
-            if not info.get("jetstream"):
-                raise
-        except BusError as error:
-            raise BusError(
-                f"JetStream is not on: {error.message}", where=place, fix="set `jetstream {}` in the server's configuration"
-            ) from error
+        deadline = asyncio.get_running_loop().time() + self.settings.connect_timeout
+        while True:
+            try:
+                await self.js_api("INFO")
+            except BusPermissionDenied:
+                if self._calls.inbox_error or not info.get("jetstream"):
+                    raise
+            except BusError as error:
+                starting = error.retryable and info.get("jetstream")  # it recovers its streams, or has no leader yet
+                if starting and asyncio.get_running_loop().time() < deadline:
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                raise BusError(
+                    f"JetStream is not on: {error.message}", where=place, fix="set `jetstream {}` in the server's configuration"
+                ) from error
+            return
 
     async def close(self) -> None:
         """Sends what is buffered, ends subscriptions and closes; does nothing the second time."""
@@ -340,7 +348,13 @@ class Bus:
             return await call.next(timeout)
 
     async def publish(
-        self, subject: str, body: bytes, *, id: str | None = None, headers: Mapping[str, str] | None = None, timeout: float = 5.0
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        id: str | None = None,  # noqa: A002 - the name that CloudEvents and every caller use
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 5.0,
     ) -> PubAck:
         """Stores a message in the stream of its subject; repeated with the same id until it is acknowledged or time is up.
 
@@ -517,8 +531,10 @@ class Bus:
         Raises:
             BusUnavailable: the connection was lost.
         """
+        if not self.connected:
+            raise BusUnavailable("no connection to NATS", where=self.name)
         try:
-            await self.client.flush(timeout=timeout)
+            await self.client.flush(timeout=timeout)  # type: ignore[arg-type]  # seconds; a fraction works
         except (nats_errors.Error, OSError) as error:
             raise BusUnavailable("the connection to NATS was lost while flushing", where=self.name) from error
 
@@ -531,14 +547,19 @@ class Bus:
         while self.client.buffered > _BREATHE_BYTES:
             await self.flush()
 
-    async def confirm_subscription(self, call: Call) -> None:
-        """Waits until the server has seen what was written, and raises if it refused the call's subscription."""
+    def watching(self, subject: str, kind: Kind) -> Call:
+        """A call that fails when the server refuses to let us publish or subscribe to ``subject``; use as a context manager."""
+        return self._calls.open(subject, kind=kind)
+
+    async def confirm(self, call: Call) -> None:
+        """Waits until the server has seen what was written, and raises if it refused the call's subject.
+
+        Raises:
+            BusPermissionDenied: it did.
+            BusUnavailable: the connection was lost.
+        """
         await self.flush()
         call.check()
-
-    def watch_subscription(self, subject: str) -> "Call":
-        """A call that fails when the server refuses a subscription to ``subject``; use as a context manager."""
-        return self._calls.open(subject, kind="subscription")
 
 
 def _pub_ack(body: bytes, subject: str) -> PubAck:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ipe_events.bus.delivery import Delivery, Settler, stream_sequence
 from ipe_events.bus.pull import Puller
-from ipe_events.errors import BusError, BusNotFound, BusPermissionDenied, UsageError
+from ipe_events.errors import BusError, BusNotFound, BusPermissionDenied, BusUnavailable, UsageError
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import counter
 
@@ -34,7 +34,9 @@ Start = Literal["new", "all", "last", "last_per_subject"] | int | datetime
 """Where a new consumer begins: a word, a stream sequence, or a time."""
 
 _NAME = re.compile(r"[A-Za-z0-9_=-]{1,200}")
+_START_KEYS = ("deliver_policy", "opt_start_seq", "opt_start_time")
 _CHECK_SECONDS = 5.0
+_IDLE_TICKS = 6
 _MAX_DELAY_SECONDS = 10.0
 
 
@@ -89,8 +91,8 @@ class ConsumerSpec:
         }
         if self.backoff:
             config["backoff"] = [int(seconds * 1e9) for seconds in self.backoff]
-        if self.filters:
-            config["filter_subjects"] = list(self.filters)
+        if self.filters or self.start == "last_per_subject":  # which NATS gives only to filtered consumers
+            config["filter_subjects"] = list(self.filters) or [">"]
         return config
 
 
@@ -178,10 +180,12 @@ class Consumer(Settler):
         consumer = cls(bus, spec, on_message, on_gap, on_event)
         try:
             await consumer._ensure()
+            with bus.watching(consumer._puller.subject, "publish") as call:
+                consumer._puller.restart()
+                await bus.confirm(call)
         except BaseException:
-            consumer._forget_state()
+            await consumer.stop()
             raise
-        consumer._puller.restart()
         consumer._check_task = asyncio.create_task(consumer._check_for_ever(), name=f"consumer-check-{spec.name}")
         return consumer
 
@@ -219,16 +223,19 @@ class Consumer(Settler):
         self._puller.resume()
 
     async def stop(self) -> None:
-        """Stops pulling and sends the acknowledgements that are buffered; the durable stays."""
+        """Stops pulling, gives back what is under way, and sends the acknowledgements that are buffered; the durable stays."""
         self._stopped = True
         self._forget_state()
-        self._puller.stop()
         tasks = [task for task in (self._repair_task, self._check_task) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.bus.connected:
+        try:
+            await self._puller.give_back()
             await self.bus.flush()
+        except BusUnavailable as error:
+            log.info("consumer stopped without a connection", consumer=self.spec.name, error=str(error))
+            self._puller.stop()
 
     # --- messages --------------------------------------------------------------------------------------------------------------
 
@@ -291,15 +298,10 @@ class Consumer(Settler):
                 )
             self._may_look = False
             return
-        wanted = spec.config()
-        kept = {
-            key: info["config"][key] for key in ("deliver_policy", "opt_start_seq", "opt_start_time") if key in info["config"]
-        }
-        for key in ("deliver_policy", "opt_start_seq", "opt_start_time"):
-            wanted.pop(key, None)
-        wanted |= kept
-        if any(info["config"].get(key, _EMPTY.get(key)) != value for key, value in wanted.items()):
-            info = await self._write_config(wanted)
+        config = info["config"]
+        wanted = {key: value for key, value in spec.config().items() if key not in _START_KEYS}
+        if _differs(config, wanted):
+            info = await self._write_config(wanted | {key: config[key] for key in _START_KEYS if key in config})
         if not self._created:
             self._created = True
             self._position = max(self._position, int(info["delivered"]["stream_seq"]))
@@ -315,9 +317,7 @@ class Consumer(Settler):
                 log.warning("stream was made anew; its history is lost", stream=self.spec.stream, consumer=self.spec.name)
                 self._gap(last + 1, floor)
                 floor = 0
-            for key in ("deliver_policy", "opt_start_seq", "opt_start_time"):
-                config.pop(key, None)
-            config |= start_config(floor + 1)
+            config = {key: value for key, value in config.items() if key not in _START_KEYS} | start_config(floor + 1)
             self._unsettled.clear()
             self._position = floor
         info = await self._write_config(config)
@@ -350,27 +350,39 @@ class Consumer(Settler):
     # --- retention -------------------------------------------------------------------------------------------------------------
 
     async def _check_for_ever(self) -> None:
+        tick = 0
         while self._may_look:
             await asyncio.sleep(_CHECK_SECONDS)
-            if self.bus.connected and (self._jumped_from is not None or self._unsettled or self._puller.paused):
+            tick += 1
+            busy = self._jumped_from is not None or self._unsettled or self._puller.paused
+            if self.bus.connected and (busy or tick % _IDLE_TICKS == 0):
                 try:
                     await self._check_retention()
                 except BusError as error:
                     log.debug("positions cannot be compared now", consumer=self.spec.name, error=str(error))
 
     async def _check_retention(self) -> None:
-        """Compares our position with the stream's first message."""
+        """Compares our position with the stream's first message.
+
+        A jump in the sequence is normal where a filter leaves messages out; it is a gap when the stream no longer holds what
+        would come next. While nothing is pending or open, the position follows the stream's end, so that a filter that seldom
+        matches does not look left behind.
+        """
         try:
-            first = int((await self.bus.stream_info(self.spec.stream))["state"]["first_seq"])
+            state = (await self.bus.stream_info(self.spec.stream))["state"]
+            info = await self.info()
         except BusPermissionDenied:
             self._may_look = False
             log.warning("may not read the stream's state: what retention removes unread is not noticed", consumer=self.spec.name)
             return
+        first = int(state["first_seq"])
         jumped, self._jumped_from = self._jumped_from, None
         known = self._position if jumped is None else jumped
         if first > known + 1:
             self._gap(known + 1, first - 1)
             self._position = max(self._position, first - 1)
+        elif not (info["num_pending"] or info["num_ack_pending"] or self._unsettled):
+            self._position = max(self._position, int(state["last_seq"]))
 
     def _gap(self, first: int, last: int) -> None:
         self._gaps.add(1)
@@ -383,4 +395,10 @@ class Consumer(Settler):
             self._on_event(event)
 
 
-_EMPTY: dict[str, Any] = {"description": "", "max_deliver": -1}
+def _differs(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a consumer's configuration on the server lacks something wanted; the server leaves empty values out."""
+    there = dict(config)
+    if "filter_subject" in there:
+        there["filter_subjects"] = [there.pop("filter_subject")]
+    keys = wanted.keys() | {"filter_subjects", "backoff"}
+    return any((there.get(key) or None) != (wanted.get(key) or None) for key in keys)

@@ -18,7 +18,7 @@ from ipe_events.errors import BusConflict, BusNotFound, UsageError
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
 
-_BUCKET = re.compile(r"[A-Za-z0-9_-]+")
+_BUCKET = re.compile(r"[A-Za-z0-9_=-]+")
 _KEY = re.compile(r"[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*")
 _DELETED = {"DEL", "PURGE"}
 
@@ -84,6 +84,14 @@ def _is_deleted(headers: dict[str, str]) -> bool:
     return headers.get("KV-Operation") in _DELETED or "Nats-Marker-Reason" in headers
 
 
+async def _replicas(bus: "Bus") -> int:
+    """How many copies a bucket made on demand gets: as many as those that ``ipe bus apply`` made."""
+    try:
+        return int((await bus.stream_info("KV_ipe_handlers"))["config"]["num_replicas"])
+    except BusNotFound:
+        return 1
+
+
 class KeyValue:
     """A bucket; made by ``Bus.kv``."""
 
@@ -106,7 +114,7 @@ class KeyValue:
         except BusNotFound:
             if not create:
                 raise BusNotFound(f"bucket {bucket} is missing", fix="create it with `ipe bus apply`") from None
-            await bus.js_api(f"STREAM.CREATE.{config['name']}", config)
+            await bus.js_api(f"STREAM.CREATE.{config['name']}", {**config, "num_replicas": await _replicas(bus)})
         return cls(bus, bucket)
 
     async def get(self, key: str) -> Entry | None:

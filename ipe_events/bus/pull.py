@@ -71,6 +71,11 @@ class Puller:
         self._silent_ticks = 0
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def subject(self) -> str:
+        """Where pulls are published."""
+        return self._bus.js_subject(f"CONSUMER.MSG.NEXT.{self._stream}.{self.consumer}")
+
     def restart(self) -> None:
         """(Re)starts pulling with a new inbox and full credit."""
         self.stop()
@@ -102,6 +107,22 @@ class Puller:
             self._bus.client.unsubscribe_raw(self._sid)
             self._sid = 0
 
+    async def give_back(self) -> None:
+        """Ends pulling; what is under way goes back to the server now, not after ``ack_wait``.
+
+        Raises:
+            BusUnavailable: the connection was lost; then it goes back by itself.
+        """
+        self._lost = True
+        self._on_message = self._return
+        if self._sid:
+            self._bus.client.write(f"UNSUB {self._sid}\r\n".encode())
+            await self._bus.flush()
+        self.stop()
+
+    def _return(self, _subject: bytes, reply: bytes, _head: bytes, _body: bytes) -> None:
+        self._bus.client.write(b"PUB %b 4\r\n-NAK\r\n" % reply)
+
     def _receive(self, subject: bytes, reply: bytes, head: bytes, body: bytes) -> None:
         self._silent_ticks = 0
         if not reply:
@@ -125,8 +146,7 @@ class Puller:
                 "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
             }
         )
-        subject = self._bus.js_subject(f"CONSUMER.MSG.NEXT.{self._stream}.{self.consumer}")
-        self._bus.client.write(self._bus.frame(subject, b"", request, self._inbox))
+        self._bus.client.write(self._bus.frame(self.subject, b"", request, self._inbox))
 
     def _status(self, head: bytes) -> None:
         code, text = parse_status(head)

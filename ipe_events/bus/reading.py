@@ -26,6 +26,7 @@ log = get_logger(__name__)
 _BATCH = 256
 _INACTIVE_SECONDS = 60
 _MAX_DELAY_SECONDS = 5.0
+_IDLE_SECONDS = 2.0
 
 
 class OrderedReader(Settler):
@@ -53,8 +54,8 @@ class OrderedReader(Settler):
             "headers_only": headers_only,
             "replay_policy": "instant",
         }
-        if subjects:
-            self._config["filter_subjects"] = list(subjects)
+        if subjects or start == "last_per_subject":  # which NATS gives only to filtered consumers
+            self._config["filter_subjects"] = list(subjects) or [">"]
         self._start: Start = start
         self._last = 0
         self._expected = 1
@@ -102,6 +103,13 @@ class OrderedReader(Settler):
         if self._puller and self._puller.paused and len(self._buffer) < _BATCH // 2:
             self._puller.resume()
         return delivery
+
+    async def exhausted(self) -> bool:
+        """Whether nothing is buffered and the stream holds nothing more for this reader."""
+        if self._buffer or not self._puller:
+            return False
+        info = await self.bus.js_api(f"CONSUMER.INFO.{self._stream}.{self._puller.consumer}")
+        return not info["num_pending"] and int(info["delivered"]["stream_seq"]) <= self._last and not self._buffer
 
     async def _create(self) -> None:
         name = self.bus.client._nuid.next().decode()  # noqa: SLF001 - nats-py's id source
@@ -177,7 +185,13 @@ async def read(
         if not follow and not reader.pending_at_start:
             return
         while True:
-            delivery = await reader.next()
+            try:
+                async with asyncio.timeout(None if follow else _IDLE_SECONDS):
+                    delivery = await reader.next()
+            except TimeoutError:
+                if await reader.exhausted():  # what was pending has been removed meanwhile
+                    return
+                continue
             yield delivery
             given += 1
             if given == limit or (not follow and delivery.pending == 0):

@@ -1,10 +1,10 @@
 """NATS micro services: questions over the bus, answered by several tasks at a time, in one reply or in many.
 
-An endpoint is a subject and an async function. Requests run concurrently up to the endpoint's limit; more wait in a bounded queue,
-and what does not fit there is refused with 503 instead of piling up. A handler returns one ``Reply`` or is an async generator of
-them; a stream of replies ends with an empty message whose header says how many there were, so that a lost one is noticed. Errors
-travel in the headers ``Nats-Service-Error`` and ``-Code``. The verbs PING, INFO and STATS below ``$SRV`` answer as those of every
-other NATS service do.
+An endpoint is a subject and an async function. Requests run concurrently up to the endpoint's limit; more wait in a bounded
+queue, and what does not fit there is refused with 503 instead of piling up. A handler returns one ``Reply`` or is an async
+generator of them; a stream of replies ends with an empty message whose header says how many there were, so that a lost one is
+noticed. Errors travel in the headers ``Nats-Service-Error`` and ``-Code``. The verbs PING, INFO and STATS below ``$SRV`` answer
+as those of every other NATS service do.
 """
 
 import asyncio
@@ -68,8 +68,8 @@ class Request:
         return parse_headers(self.header_bytes)
 
 
-Answer = Callable[[Request], Awaitable[Reply] | AsyncIterator[Reply]]
-"""An async function that returns a ``Reply``, or an async generator of them."""
+Answer = Callable[[Request], Awaitable[Reply | AsyncIterator[Reply]] | AsyncIterator[Reply]]
+"""An async function that returns a ``Reply`` or an async iterator of them, or an async generator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,11 @@ class _Running:
         else:
             self._refuse(request, ServiceError(f"{_BACKLOG} requests wait already; ask again later", code=503))
 
+    @property
+    def running(self) -> int:
+        """How many requests are being answered."""
+        return len(self._tasks)
+
     async def drain(self) -> None:
         """Lets what runs and waits finish."""
         while self._tasks:
@@ -147,16 +152,17 @@ class _Running:
             self._refuse(request, ServiceError(f"not answered in {self.endpoint.timeout:g} s", code=504))
         except IpeError as error:
             self._refuse(request, ServiceError(str(error), code=_code(error)))
-        except Exception as error:
+        except Exception as error:  # a bug in one answer must not end the service, nor tell the caller what is inside
             log.exception("service endpoint failed", endpoint=self.endpoint.name, subject=request.subject)
             self._refuse(request, ServiceError(f"internal error ({type(error).__name__}); see the service's log", code=500))
         finally:
             self.seconds += loop.time() - start
 
     async def _answer(self, request: Request) -> None:
-        result = self.endpoint.handler(request)
-        if not isinstance(result, AsyncIterator):
-            self._send(request, await result)
+        handled = self.endpoint.handler(request)
+        result = handled if isinstance(handled, AsyncIterator) else await handled
+        if isinstance(result, Reply):
+            self._send(request, result)
             return
         count = 0
         try:
@@ -198,18 +204,18 @@ class _Running:
         }
 
 
+_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (PermissionError, 403),
+    (LookupError, 404),
+    (TimeoutError, 504),
+    (ConnectionError, 503),
+    (ValueError, 400),
+)
+
+
 def _code(error: IpeError) -> int:
     """The status of an error that a handler let through."""
-    for kind, code in (
-        (PermissionError, 403),
-        (LookupError, 404),
-        (TimeoutError, 504),
-        (ConnectionError, 503),
-        (ValueError, 400),
-    ):
-        if isinstance(error, kind):
-            return code
-    return 500
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 500)
 
 
 class ServiceHandle:
@@ -247,10 +253,10 @@ class ServiceHandle:
         try:
             for endpoint in endpoints:
                 running = _Running(bus, endpoint)
-                with bus.watch_subscription(endpoint.subject) as call:
+                with bus.watching(endpoint.subject, "subscription") as call:
                     running.sid = bus.client.subscribe_raw(endpoint.subject, running.receive, queue=endpoint.queue)
                     handle._running.append(running)
-                    await bus.confirm_subscription(call)
+                    await bus.confirm(call)
         except BaseException:
             await handle.stop()
             raise
@@ -259,6 +265,11 @@ class ServiceHandle:
                 handle._sids.append(bus.client.subscribe_raw(subject, handle._meta(answer)))
         await bus.flush()
         return handle
+
+    @property
+    def running(self) -> int:
+        """How many requests are being answered."""
+        return sum(running.running for running in self._running)
 
     async def stop(self) -> None:
         """Takes no more requests, lets those at work finish, and sends their answers."""

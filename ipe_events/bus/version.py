@@ -8,7 +8,7 @@ _VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(-.+)?")
 _FLOOR_OLD = (2, 12, 12)
 _FLOOR_NEW = (2, 14, 3)
 
-REASON = "older ones have known holes (among the 28 advisories of 2026: bypassed deny rules, cross-account access, crashes before login)"
+REASON = "older ones have known holes (28 advisories in 2026: bypassed deny rules, other accounts' data, crashes before login)"
 """One sentence for whoever must upgrade."""
 
 
