@@ -1,10 +1,12 @@
 """What `deploy/` promises, on the real API server: admitted as restricted, running, with exactly the rights it needs."""
 
+import asyncio
 import os
 import re
 import shlex
 import textwrap
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ from ipe_events.bus.settings import BusSettings
 from ipe_events.cli import main
 from ipe_events.errors import KubeForbidden
 from ipe_events.events.refs import ResourceRef
+from ipe_events.kube.decode import Item, Wants, WatchEvent
 from ipe_events.kube.discovery import Discovery
 from ipe_events.kube.rbac import AgentRights, Write, manifests, render
+from ipe_events.kube.reflector import Reflector, Report
+from ipe_events.kube.reflector_rules import Cause
 from ipe_events.kube.session import ClusterSource, KubeSession
 from tests.controlplane.api import JSON_PATCH, Api, Refused
 from tests.controlplane.cluster import APPS, CORE, RealCluster, write_kubeconfig
+from tests.helpers import eventually
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -183,6 +189,68 @@ async def test_the_agents_own_code_gets_by_with_these_rights(installed: RealClus
         with pytest.raises(KubeForbidden, match="cannot list resource") as refused:
             await session.json("GET", "/api/v1/secrets")
         assert not refused.value.retryable
+
+
+class Seen:
+    """A reflector's sink that remembers names."""
+
+    wants = Wants()
+    full = False
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    async def wait_room(self) -> None: ...
+    def chunk(self, data: bytes) -> None: ...
+    def bookmark(self, version: int) -> None: ...
+    def begin_list(self) -> None: ...
+    def end_list(self, version: int) -> None: ...
+    def abort_list(self) -> None: ...
+
+    def event(self, event: WatchEvent, version: int) -> None:
+        self.names.append(event[1].metadata.name)
+
+    def item(self, item: Item) -> None:
+        self.names.append(item.head.metadata.name)
+
+
+async def test_what_was_not_given_is_reported_once_and_left_alone(
+    installed: RealCluster, real_namespace: str, tmp_path: Path
+) -> None:
+    """The reflectors of one agent: a refused resource waits for minutes, and the others work meanwhile."""
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", installed, token=installed.token_of(SYSTEM, "ipe-agent"))
+    reports: asyncio.Queue[Report] = asyncio.Queue()
+    secrets, configmaps = Seen(), Seen()
+
+    def rewound(highest: int, lower: int) -> None:
+        raise AssertionError(f"history went from {highest} back to {lower}")
+
+    async with await KubeSession.open(ClusterSource(name="real", kubeconfig=str(kubeconfig))) as session:
+        discovery = Discovery()
+        await discovery.load(session)
+
+        def reflector(name: str, sink: Seen, report: Callable[[Report], None]) -> Reflector:
+            return Reflector(session, discovery.resource(ResourceRef.parse(name)), sink, report=report, rewound=rewound)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(reflector("secrets", secrets, reports.put_nowait).run()),
+                group.create_task(reflector("configmaps", configmaps, lambda _report: None).run()),
+            ]
+            report = await asyncio.wait_for(reports.get(), 20)
+            path = f"{CORE}/namespaces/{real_namespace}"
+            installed.api.create(f"{path}/secrets", {"metadata": {"name": "hidden"}, "stringData": {"a": "b"}})
+            installed.api.create(f"{path}/configmaps", {"metadata": {"name": real_namespace}})
+            await eventually(lambda: real_namespace in configmaps.names)
+            for task in tasks:
+                task.cancel()
+
+    assert report.cause is Cause.REFUSED
+    assert isinstance(report.error, KubeForbidden)
+    assert "secrets is forbidden" in report.error.message
+    assert report.wait > 60
+    assert reports.empty()
+    assert secrets.names == []
 
 
 def test_granted_commands_are_possible_and_others_are_not(real_cluster: RealCluster, real_namespace: str) -> None:
