@@ -43,7 +43,7 @@ def _one_resource(text: str) -> str:
     return text
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration)]
+Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | str)]
 OneResource = Annotated[str, AfterValidator(_one_resource)]
 
 

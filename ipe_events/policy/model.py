@@ -12,7 +12,7 @@ The class name is the kind. Declaring it registers it, so that a file with ``kin
 ``select`` and a ``precedence``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -108,7 +108,7 @@ class PolicySet(Generic[PolicyT]):
     def __init__(self, policies: Iterable[PolicyT] = ()) -> None:
         self._policies = {policy.name: policy for policy in policies}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[PolicyT]:
         return iter(self._policies.values())
 
     def __len__(self) -> int:
