@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipe_events.cli.common import Session, common_options, output_options, pass_session, run, until_stopped
-from ipe_events.cli.printers import Column, Table, print_items
+from ipe_events.cli.common import Duration, Session, common_options, output_options, pass_session, run, until_stopped
+from ipe_events.cli.printers import Column, Table, print_items, print_record
 from ipe_events.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -166,3 +166,41 @@ def _settings(file: Path | None) -> "TopologySettings":
         place = ".".join(map(str, first["loc"])) or "the document"
         known = ", ".join(TopologySettings.model_fields)
         raise ConfigError(f"{place}: {first['msg'].lower()}", where=str(file), fix=f"known keys: {known}") from error
+
+
+@command.command()
+@click.option("--clusters", type=int, default=10, show_default=True, help="How many clusters.")
+@click.option("--objects", type=int, default=5_000, show_default=True, help="Objects per cluster.")
+@click.option("--namespaces", type=int, default=50, show_default=True, help="Namespaces per cluster.")
+@click.option("--resources", type=int, default=15, show_default=True, help="Kinds that are collected.")
+@click.option("--events-per-second", type=float, default=200.0, show_default=True, help="Changes of the whole fleet, on average.")
+@click.option("--bytes-per-event", type=int, default=6_000, show_default=True, help="Body of one change.")
+@click.option("--handlers", type=int, default=4, show_default=True, help="Handlers that read all changes.")
+@click.option("--retention", type=Duration(), default="72h", show_default=True, metavar="TIME", help="How long changes are kept.")
+@click.option(
+    "--dedup", type=Duration(), default="10m", show_default=True, metavar="TIME", help="How long message ids are remembered."
+)
+@click.option("--replicas", type=int, default=1, show_default=True, help="Copies of each stream.")
+@common_options
+@output_options
+@pass_session
+def size(session: Session, /, *, retention: float, dedup: float, **given: Any) -> None:
+    """Compute subjects, memory, disk and shards that a fleet needs; asks no server."""
+    from dataclasses import asdict
+
+    from ipe_events.bus.size import Fleet, size
+
+    needs = asdict(size(Fleet(**given, retention_hours=retention / 3600, dedup_minutes=dedup / 60)))
+    table: Table[dict[str, Any]] = Table((), lambda _needs: "size", lambda needs: needs)
+    shown = {name.replace("_bytes", "").replace("_", " "): _amount(name, value) for name, value in needs.items()}
+    print_record(session, needs, table, shown)
+
+
+def _amount(name: str, value: float) -> str:
+    """A figure for people: bytes in powers of 1024."""
+    if "bytes" not in name:
+        return f"{value:,}"
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if value >= 1 << power:
+            return f"{value / (1 << power):,.1f} {unit}" + ("/s" if name.endswith("per_second") else "")
+    return f"{value} B"

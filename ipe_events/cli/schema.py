@@ -27,9 +27,9 @@ def command() -> None:
 @pass_session
 def export(session: Session, folder: Path) -> None:
     """Write the schemas of this version into a folder; golden examples that exist are kept."""
-    from ipe_events import schemas
+    from ipe_events.schemas import export as write
 
-    written = schemas.export(folder)
+    written = write(folder)
     session.note(f"{len(written)} files written below {folder}" if written else f"{folder} is up to date")
 
 
@@ -39,9 +39,9 @@ def export(session: Session, folder: Path) -> None:
 @pass_session
 def check(session: Session, folder: Path) -> int:
     """Compare a folder with this version's schemas; exit code 1 when it is stale."""
-    from ipe_events import schemas
+    from ipe_events.schemas import check as compare
 
-    stale = schemas.check(folder)
+    stale = compare(folder)
     for line in stale:
         click.echo(line)
     if stale:
