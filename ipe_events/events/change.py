@@ -5,6 +5,7 @@ most changes and throw them away, so nothing is parsed in advance: the subject's
 partial decode, a few microseconds for a pod) and the whole ``object`` are each made when first touched and kept.
 """
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +54,37 @@ class _Head(msgspec.Struct, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(_Head).decode
+_decode_metadata = msgspec.json.Decoder(Metadata).decode
+_OPENING = re.compile(rb'\{(?:"kind":"([^"\\]*)",)?"apiVersion":"([^"\\]*)",(?:"kind":"([^"\\]*)",)?"metadata":')
+
+
+_SHORT = 2_048
+"""Bytes in which the metadata of an object without managedFields usually ends."""
+
+
+def _head_of(body: bytes) -> _Head:
+    """The head of an object's JSON.
+
+    API servers write kind, apiVersion and metadata first, the long ``managedFields`` last within the metadata, and (mostly) the
+    spec next. Where the bytes look like that, only the metadata before either is decoded, a tenth of a pod. An unescaped
+    ``,"managedFields":[`` or ``},"spec":`` cannot stand inside a string, and what is cut out must be one whole JSON object: the
+    shortcut reads what the long way would, or is not taken.
+    """
+    opening = _OPENING.match(body)
+    if opening:
+        start = opening.end()
+        end = body.find(b'},"spec":', start, start + _SHORT)
+        if end < 0:
+            end = body.find(b',"managedFields":[', start)
+        if end > 0:
+            try:
+                metadata = _decode_metadata(body[start:end] + b"}")
+            except msgspec.DecodeError:
+                pass  # what was found lies deeper; the long way decides what the body is
+            else:
+                kind = opening[1] or opening[3] or b""
+                return _Head(api_version=opening[2].decode(), kind=kind.decode(), metadata=metadata)
+    return _decode(body)
 
 
 class Change(Message):
@@ -189,7 +221,7 @@ class Change(Message):
             pass
         try:
             # a synthetic delete may carry nothing but what its headers say
-            head = _decode(self.body) if self.body else _Head()
+            head = _head_of(self.body) if self.body else _Head()
         except msgspec.DecodeError as error:
             raise SchemaError(f"the body is not a Kubernetes object: {error}", where=self.subject) from error
         self._head: _Head = head

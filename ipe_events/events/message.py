@@ -6,7 +6,7 @@ one that knows what Kubernetes changes look like; ``Event`` pairs a decoded payl
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from ipe_events.errors import SubjectError
 from ipe_events.events.headers import header, parse
@@ -48,6 +48,11 @@ class Incoming(Protocol):
         """When the stream stored it."""
         ...
 
+    @property
+    def deliveries(self) -> int:
+        """How many times it was delivered, this time included."""
+        ...
+
 
 class Message:
     """One message of the bus, unparsed.
@@ -64,6 +69,11 @@ class Message:
         self.subject = subject
         self.header_bytes = header_bytes
         self.body = body
+
+    @classmethod
+    def of(cls, source: Incoming) -> Self:
+        """The message that was delivered."""
+        return cls(source.subject, source.header_bytes, source.body)
 
     def header(self, name: str) -> str:
         """One header's value; empty when absent."""
@@ -89,17 +99,23 @@ class Message:
 
 
 class Meta:
-    """What is known about an event besides its payload.
+    """What is known about an event besides its payload; read from the raw message when it is asked for.
 
-    Attributes:
-        attempt: 1 for the first time that the handler sees it, growing with each repetition.
+    Args:
+        source: the message.
+        tries: how often this process has tried it in vain.
     """
 
-    __slots__ = ("_source", "attempt")
+    __slots__ = ("_source", "_tries")
 
-    def __init__(self, source: Incoming, attempt: int) -> None:
+    def __init__(self, source: Incoming, tries: int = 0) -> None:
         self._source = source
-        self.attempt = attempt
+        self._tries = tries
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first time that the handler sees it, growing with each repetition, over all processes."""
+        return self._tries + self._source.deliveries
 
     @property
     def id(self) -> str:

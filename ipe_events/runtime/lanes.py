@@ -162,8 +162,8 @@ class Lanes:
     async def _work(self, worker: _Worker) -> None:
         loop = self._loop
         pause_at = loop.time() + _SLICE
+        self._waking = False
         while True:
-            self._waking = False
             while not self._ready or self._turns == 0:
                 future: asyncio.Future[None] = loop.create_future()
                 self._resting.append(future)
@@ -173,7 +173,7 @@ class Lanes:
             lane = self._ready.popleft()
             if self._turns is not None:
                 self._turns -= 1
-            elif self._ready:
+            elif self._ready and not self._waking:
                 self._wake()
             worker.since = now = loop.time()
             if now > pause_at:

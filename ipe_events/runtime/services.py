@@ -29,6 +29,7 @@ class _Asked:
         self.header_bytes = request.header_bytes
         self.body = request.body
         self.seq = 0
+        self.deliveries = 1
         self.stream = ""
         self.time = SYSTEM.now()
 
@@ -99,7 +100,7 @@ class ServiceRunner:
             raise ServiceError(error.reason, code=_BAD_REQUEST) from error
 
     def _prepare(self, request: Request) -> tuple[Call, tuple[Any, ...]]:
-        declared, meta = self._declared, Meta(_Asked(request), 1)
+        declared, meta = self._declared, Meta(_Asked(request))
         call = Call(self._outbox, declared.name, declared.id, meta, dry_run=declared.dry_run)
         if declared.request is None:
             return call, ()

@@ -11,7 +11,7 @@ When the bus itself does not answer, that is nobody's failure: the work waits an
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ipe_events.declaration import FAMILY_ROOTS, Subscription
@@ -22,6 +22,7 @@ from ipe_events.events.change import Change
 from ipe_events.events.headers import header
 from ipe_events.events.message import Event, Message, Meta
 from ipe_events.handler import Reject, Retry, Skip
+from ipe_events.runtime.batches import Batches
 from ipe_events.runtime.breaker import Breaker
 from ipe_events.runtime.dead import bury
 from ipe_events.runtime.filters import Filters, matches_any
@@ -89,12 +90,16 @@ class Subscriber:
         self._changes = issubclass(declared.payloads[0], Change)
         self._newest: OrderedDict[bytes | str, tuple[int, int, bool]] = OrderedDict()
         self._loop = asyncio.get_running_loop()
-        self.lanes = Lanes(
-            self.handle,
-            self._timed_out,
-            concurrency=declared.concurrency,
-            latest=declared.latest,
-            superseded=self._superseded,
+        self.lanes: Lanes | Batches = (
+            Batches(self.handle_batch, self._batch_timed_out, batch=declared.batch, alone=self._exhausted)
+            if declared.batch
+            else Lanes(
+                self.handle,
+                self._timed_out,
+                concurrency=declared.concurrency,
+                latest=declared.latest,
+                superseded=self._superseded,
+            )
         )
 
     # --- in --------------------------------------------------------------------------------------------------------------
@@ -173,7 +178,7 @@ class Subscriber:
             if self._bound.needs_call or self.declared.outputs or trace.recording():
                 await self._called(work, payload)
             else:
-                first = Event(payload, Meta(delivery, work.attempt)) if self.declared.wrapped else payload
+                first = Event(payload, Meta(delivery, work.tries)) if self.declared.wrapped else payload
                 result = await self._bound(None, first)
                 if result is not None:
                     await self._publish(self._call(work), result)
@@ -183,8 +188,56 @@ class Subscriber:
         self.figures.duration.observe(loop_time() - started)
         return None
 
+    async def handle_batch(self, works: Sequence[Work]) -> float | None:
+        """Call the handler with several events; what one of them raises concerns all."""
+        started = self._loop.time()
+        wanted: list[Work] = []
+        try:
+            events = []
+            for work in works:
+                payload = self._decode(work.delivery)
+                if self.declared.where is None or self.declared.where(payload):
+                    wanted.append(work)
+                    events.append(Event(payload, Meta(work.delivery, work.tries)) if self.declared.wrapped else payload)
+            if wanted:
+                # outputs of a batch are those of its first event: the same batch derives the same ids
+                call = self._call(wanted[0])
+                await self._publish(call, await self._bound(call, events))
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes an outcome
+            return await self._batch_raised(works, error)
+        for work in works:
+            self._settle(work, "acked" if work in wanted else "filtered")
+        self.figures.duration.observe(self._loop.time() - started)
+        return None
+
+    async def _batch_raised(self, works: Sequence[Work], error: Exception) -> float | None:
+        """One event alone has the outcomes of any event; several are repeated together, or in the end one by one."""
+        if len(works) == 1:
+            return await self._raised(works[0], error)
+        if isinstance(error, Skip):
+            for work in works:
+                self._settle(work, "skipped")
+            return None
+        if isinstance(error, Retry | BusUnavailable | BusTimeout):
+            delays = [await self._raised(work, error) for work in works]
+            return max(delay for delay in delays if delay is not None)
+        self.figures.failed(error).add()
+        self.last_error = f"{type(error).__name__}: {error}"
+        log.warning("handler failed on a batch", handler=self.declared.id, size=len(works), error=self.last_error, exc_info=error)
+        for work in works:
+            work.tries += 1
+            self._tell(work, "failed", error)
+        return 0.0 if self._exhausted(works) else self._backoff(works[0])
+
+    async def _batch_timed_out(self, works: Sequence[Work]) -> float | None:
+        return await self._batch_raised(works, TimeoutError(f"the handler took longer than {self.declared.timeout:g} s"))
+
+    def _exhausted(self, works: Sequence[Work]) -> bool:
+        """Whether a batch has failed so often that its events are tried one by one."""
+        return len(works) > 1 and works[0].attempt >= self.declared.retry.attempts
+
     async def _called(self, work: Work, payload: Any) -> None:
-        meta = Meta(work.delivery, work.attempt)
+        meta = Meta(work.delivery, work.tries)
         call = self._call(work, meta)
         first = Event(payload, meta) if self.declared.wrapped else payload
         if trace.recording():
@@ -197,7 +250,7 @@ class Subscriber:
 
     def _call(self, work: Work, meta: Meta | None = None) -> Call:
         declared = self.declared
-        meta = meta or Meta(work.delivery, work.attempt)
+        meta = meta or Meta(work.delivery, work.tries)
         return Call(self._outbox, declared.name, declared.id, meta, dry_run=declared.dry_run)
 
     async def _publish(self, call: Call, result: object) -> None:
@@ -324,9 +377,10 @@ def rank_of(change: Change) -> tuple[int, int, bool] | None:
 
 
 def _decoder(declared: Subscription) -> Callable[[Deliverable], Any]:
-    first = declared.payloads[0]
+    first: type = declared.payloads[0]
     if issubclass(first, Message):
-        return lambda delivery: first(delivery.subject, delivery.header_bytes, delivery.body)
+        # a delivery has everything that a message is made of
+        return first.of
     models: dict[str, type[Payload]] = {
         payload.ce_type(): payload for payload in declared.payloads if issubclass(payload, Payload)
     }
