@@ -14,10 +14,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ipe_events.agent.documents import Document, parse_documents, read_documents, validate
 from ipe_events.agent.grants import Grant, Protected, ResourcePattern, Section
 from ipe_events.errors import ConfigError, UsageError
 from ipe_events.events.refs import ResourceRef
+from ipe_events.policy.documents import Document, parse_documents, read_documents
 
 API_VERSION: Final = "ipe.dev/v1alpha1"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -219,7 +219,6 @@ def quick_grant(text: str) -> Grant:
         UsageError: the text is neither.
     """
     handler, _, mode = text.partition("=")
-    document = Document(f"--grant {text}", {}, {})
     data = {
         "handler": handler,
         "mode": mode or "observe",
@@ -227,7 +226,7 @@ def quick_grant(text: str) -> Grant:
         "resources": ["*"],
     }
     try:
-        return validate(document, Grant, data).model_copy(update={"source": f"--grant {text}"})
+        return Document(f"--grant {text}", data, {}).read(Grant).model_copy(update={"source": f"--grant {text}"})
     except ConfigError as error:
         raise UsageError(error.message, where=f"--grant {text}", fix="write it as --grant HANDLER=enforce") from error
 
@@ -245,7 +244,7 @@ def _assemble(documents: Sequence[Document], source: str) -> AgentConfig:
         if kind == "AgentConfig":
             if main is not None:
                 raise ConfigError("a second AgentConfig", where=document.place(("kind",)), fix="one file holds one")
-            main = validate(document, AgentConfig, document.data)
+            main = document.read(AgentConfig)
             grants += [
                 grant.model_copy(update={"source": f"{document.place(('grants', index))}: grants[{index}]"})
                 for index, grant in enumerate(main.grants)
@@ -275,5 +274,5 @@ class _HandlerGrant(Section):
 
 
 def _handler_grant(document: Document) -> Grant:
-    parsed = validate(document, _HandlerGrant, document.data)
+    parsed = document.read(_HandlerGrant)
     return parsed.spec.model_copy(update={"source": f"{document.place(())}: HandlerGrant {parsed.metadata.name}"})

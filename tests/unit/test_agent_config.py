@@ -37,24 +37,24 @@ def test_grants_of_further_documents_join_and_know_their_lines(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("grants:\n- handler: x\n  mdoe: enforce\n", r"f:5: grants\[0\]\.mdoe: unknown key \(fix: did you mean `mode`\?\)"),
-        ("hearbeat: 5s\n", r"f:3: hearbeat: unknown key \(fix: did you mean `heartbeat`\?\)"),
+        ("grants:\n- handler: x\n  mdoe: enforce\n", r"f:5: grants\[0\]\.mdoe: value .*: unknown field.*did you mean 'mode'\?"),
+        ("hearbeat: 5s\n", r"f:3: hearbeat: value \"5s\": unknown field.*did you mean 'heartbeat'"),
         ("grants:\n- {mode: enforce}\n", r"f:4: grants\[0\]\.handler: required, but missing"),
-        ("act:\n  timeout: 10x\n", r"f:4: act\.timeout: a duration is seconds or text such as .*, not '10x'"),
+        ("act:\n  timeout: 10x\n", r"f:4: act\.timeout: value \"10x\": a duration is seconds or text such as"),
         (
             "grants:\n- handler: x\n  mode: enforced\n",
-            r"f:5: grants\[0\]\.mode: input should be 'observe', 'propose' or 'enforce'",
+            r"f:5: grants\[0\]\.mode: value \"enforced\": Input should be 'observe', 'propose' or 'enforce'",
         ),
-        ("collect:\n  resources: ['a b']\n", r"f:4: collect\.resources\[0\]: 'a b' does not name a resource"),
-        ("act: {maxHops: 0}\n", r"f:3: act\.maxHops: input should be greater than or equal to 1, not 0"),
-        ("clusters: {inCluster: true, contexts: [a]}\n", r"f:3: clusters: inCluster excludes"),
-        ("kind: AgentConfig\n", r"f:3: kind: key 'kind' appears twice"),
+        ("collect:\n  resources: ['a b']\n", r"f:4: collect\.resources\[0\]: value \"a b\": 'a b' does not name a resource"),
+        ("act: {maxHops: 0}\n", r"f:3: act\.maxHops: value 0: Input should be greater than or equal to 1"),
+        ("clusters: {inCluster: true, contexts: [a]}\n", r"f:3: clusters: value .*: inCluster excludes"),
+        ("kind: AgentConfig\n", r"f:3: kind: the key occurs twice"),
         ("---\napiVersion: ipe.dev/v1alpha1\nkind: AgentConfig\n", r"f:5: a second AgentConfig"),
         ("---\napiVersion: ipe.dev/v1alpha1\nkind: Grant\n", r"f:5: kind is 'Grant'"),
         ("---\napiVersion: v1\nkind: HandlerGrant\n", r"f:4: apiVersion is 'v1'"),
-        ("---\n- 1\n", r"f:4: a document is not a mapping"),
-        ("grants: [\n", r"f:4: not valid YAML"),
-        ("? [a]\n: b\n", r"f:3: keys are plain text"),
+        ("---\n- 1\n", r"f:4: the document is not a mapping"),
+        ("grants: [\n", r"f:4: not YAML"),
+        ("? [a]\n: b\n", r"f:3: \(root\): a key is not plain text"),
         ("grants: &a [*a]\n", r"f:3: "),
     ],
 )
@@ -67,7 +67,7 @@ def test_aliases_cannot_expand_without_end():
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
     )
-    with pytest.raises(ConfigError, match="too large"):
+    with pytest.raises(ConfigError, match="more than 100,000 values"):
         parse_config(HEAD + bomb, "f")
 
 
