@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.contract.api import CORE, PARTIAL, PARTIAL_LIST, ApiServer, Compact
+from tests.contract.api import CORE, PARTIAL, PARTIAL_LIST, ApiServer, Compact, JsonObject
 from tests.helpers import eventually
 
 
@@ -13,7 +13,7 @@ async def _five(api: ApiServer) -> str:
     return f"{CORE}/namespaces/{namespace}/configmaps"
 
 
-def _names(body: dict) -> list[str]:
+def _names(body: JsonObject) -> list[str]:
     return [item["metadata"]["name"] for item in body["items"] if item["metadata"]["name"] != "kube-root-ca.crt"]
 
 

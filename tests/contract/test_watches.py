@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.contract.api import CORE, MERGE, PARTIAL, ApiServer, Compact
+from tests.contract.api import CORE, MERGE, PARTIAL, ApiServer, Compact, JsonObject
 
 INITIAL_END = {"k8s.io/initial-events-end": "true"}
 
@@ -17,7 +17,7 @@ async def path(api: ApiServer) -> str:
     return f"{CORE}/namespaces/{namespace}/configmaps"
 
 
-async def _create(api: ApiServer, path: str, name: str) -> dict:
+async def _create(api: ApiServer, path: str, name: str) -> JsonObject:
     return await api.config_map(path.split("/")[4], name, {"mine": "yes"}, x="1")
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.contract.api import CORE, JSON_PATCH, MERGE, ApiServer
+from tests.contract.api import CORE, JSON_PATCH, MERGE, ApiServer, JsonObject
 
 LEASES = "/apis/coordination.k8s.io/v1"
 MODIFIED = "the object has been modified; please apply your changes to the latest version and try again"
@@ -149,18 +149,15 @@ async def test_a_json_patch(api: ApiServer, path: str):
         {"op": "test", "path": "/data/x", "value": "1"},
         {"op": "replace", "path": "/data/x", "value": "2"},
         {"op": "add", "path": "/data/y", "value": "3"},
-        {"op": "add", "path": "/metadata/labels", "value": {"a~b": "c"}},
+        {"op": "add", "path": "/metadata/labels", "value": {"a.b/c": "d"}},
         {"op": "copy", "from": "/data/y", "path": "/data/z"},
         {"op": "move", "from": "/data/y", "path": "/data/w"},
     ]
-    operations[3]["value"] = {"a.b/c": "d"}
     after = await api.ok("PATCH", f"{path}/a", operations, kind=JSON_PATCH)
     assert after["data"] == {"x": "2", "z": "3", "w": "3"}
 
-    escaped = [
-        {"op": "test", "path": "/metadata/labels/a.b~1c", "value": "d"},
-        {"op": "remove", "path": "/metadata/labels/a.b~1c"},
-    ]
+    label = "/metadata/labels/a.b~1c"
+    escaped = [{"op": "test", "path": label, "value": "d"}, {"op": "remove", "path": label}]
     assert "labels" not in (await api.ok("PATCH", f"{path}/a", escaped, kind=JSON_PATCH))["metadata"]
 
 
@@ -181,7 +178,7 @@ async def test_replace_adds_a_missing_key(api: ApiServer, path: str):
     ],
     ids=lambda operation: f"{operation['op']}-{operation['path']}",
 )
-async def test_a_json_patch_that_does_not_apply(api: ApiServer, path: str, operation: dict):
+async def test_a_json_patch_that_does_not_apply(api: ApiServer, path: str, operation: JsonObject):
     first = {"op": "replace", "path": "/data/x", "value": "half"}
     answer = await api.call("PATCH", f"{path}/a", [*([first] if operation["op"] != "test" else []), operation], kind=JSON_PATCH)
 
@@ -273,7 +270,7 @@ async def test_a_delete_answers_with_a_status(api: ApiServer, path: str):
 
 
 @pytest.mark.parametrize(("resource", "spec"), [("services", {"ports": [{"port": 80}]}), ("serviceaccounts", None)])
-async def test_some_deletes_answer_with_the_object(api: ApiServer, path: str, resource: str, spec: dict | None):
+async def test_some_deletes_answer_with_the_object(api: ApiServer, path: str, resource: str, spec: JsonObject | None):
     collection = path.replace("configmaps", resource)
     await api.ok("POST", collection, {"metadata": {"name": "mine"}} | ({"spec": spec} if spec else {}))
     deleted = await api.ok("DELETE", f"{collection}/mine")

@@ -71,16 +71,17 @@ class Comparison:
             if below_removed:
                 removed[element] = below_removed
         for element, (child, value) in old_children.items():
-            if element not in new_children:
-                removed[element] = self._everything(child, value)
+            if element not in new_children and (below := self._everything(child, value)):
+                removed[element] = below
 
     def _everything(self, name: str, value: Any) -> FieldSet:
         children = self._children(name, value)
         if not children:
-            return dict(_OWNED)
+            return {} if self._implied(name) and value == {} else dict(_OWNED)
         owned: FieldSet = {} if self._implied(name) else {".": {}}
         for element, (child, below) in children.items():
-            owned[element] = self._everything(child, below)
+            if below_owned := self._everything(child, below):
+                owned[element] = below_owned
         return owned
 
     def _implied(self, name: str) -> bool:
@@ -176,6 +177,8 @@ def after_update(
         custom: a custom resource (no schema knowledge).
     """
     difference = Comparison(old, new, custom=custom)
+    if subresource == "scale":
+        _as_scale_does(difference, entries, new)
     mine = (manager, "Update", api_version, subresource)
     result: list[JsonObject] = []
     own: FieldSet = {}
@@ -198,3 +201,17 @@ def after_update(
             mine_entry["subresource"] = subresource
         result.append(mine_entry)
     return sorted(result, key=lambda e: (e["operation"], e.get("time", ""), e["manager"], e.get("subresource", "")))
+
+
+def _as_scale_does(difference: Comparison, entries: list[JsonObject], new: JsonObject) -> None:
+    """The real server's accounting of ``/scale``: zero replicas belong to nobody, and what is nobody's stays nobody's.
+
+    A Scale leaves zero replicas out, so scaling to zero removes the field from every manager; and a scale of a field without an
+    owner records none. Only a write of the object itself gives it an owner again.
+    """
+    replicas: FieldSet = {"f:spec": {"f:replicas": {".": {}}}}
+    owned = any("f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {}) for entry in entries)
+    if not new.get("spec", {}).get("replicas"):
+        difference.changed, difference.removed = {}, replicas
+    elif not owned:
+        difference.changed = {}

@@ -104,7 +104,11 @@ class Api:
                 found = discovery.api_group(registry, group)
             case ["apis", group, version]:
                 found = discovery.api_resource_list(registry, group, version)
-        return (404, "404 page not found\n") if found is None else (200, found)
+        if found is not None:
+            return 200, found
+        if len(parts) == 3 and parts[0] == "apis" and parts[1] in discovery.groups(registry):
+            raise status.no_such_resource()
+        return 404, "404 page not found\n"
 
     # --- resources ---
 

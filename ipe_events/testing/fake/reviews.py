@@ -24,9 +24,8 @@ def answer(kind: Kind, body: Any, user: User) -> JsonObject:
     spec = body.get("spec") or {}
     wanted = spec.get("resourceAttributes")
     if not isinstance(wanted, dict):
-        cause = ("spec.resourceAttributes", "FieldValueInvalid",
-                 "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified")  # fmt: skip
-        raise status.invalid(kind, "", cause)
+        why = "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified"
+        raise status.invalid(kind, "", ("spec", "FieldValueInvalid", why))
     access = Access(**{field: str(wanted.get(field, "")) for field in Access.__slots__})
     allowed = user.may(access)
     return head | {"spec": spec, "status": {"allowed": True, "reason": "allowed by rule"} if allowed else {"allowed": False}}
