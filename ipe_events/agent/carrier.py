@@ -9,7 +9,7 @@ the message acknowledged.
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -107,6 +107,15 @@ class Target:
         return str(self.seen["metadata"].get("uid", "")) if self.seen else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A command that passed: its target, what it was judged by, and the monotonic second of the look at the freezes."""
+
+    target: Target
+    facts: Facts
+    looked: float
+
+
 class Carrier:
     """Carries the commands of one cluster.
 
@@ -168,42 +177,54 @@ class Carrier:
             Postponed: nothing has happened yet.
             BusError: the outcome may not be on the bus yet; the claim remembers it.
         """
+        verdict = await self._judge(job)
+        if isinstance(verdict, Outcome):
+            await self._conclude(job, verdict)
+        else:
+            self._writes.add(job.command.handler, job.command.target, self._clock.monotonic())
+            await self._claim_and_write(job, verdict)
+
+    async def rehearse(self, job: Job) -> Outcome:
+        """What would become of a command: the same judgement and a dry run; nothing is claimed, written or published.
+
+        Raises:
+            Postponed: it cannot be told now.
+        """
+        dry = replace(job, command=job.command.model_copy(update={"dry_run": True}))
+        verdict = await self._judge(dry)
+        assert isinstance(verdict, Outcome), "a dry run ends in an outcome"
+        return verdict
+
+    async def _judge(self, job: Job) -> Outcome | Accepted:
+        """The outcome of a command that is not to be written, or what is needed to write it."""
         command = job.command
-        known = Facts(now=self._clock.now(), freezes=await self._read_freezes(), hops=self._chains.hops(command))
         looked = self._clock.monotonic()
+        known = Facts(now=self._clock.now(), freezes=await self._read_freezes(), hops=self._chains.hops(command))
         refusal = before_read(command, job.addressee, self._rules, known)
         if refusal is not None:
-            await self._conclude(job, self._refused(job, refusal))
-            return
+            return self._refused(job, refusal)
         try:
             target = await self._look(command)
         except KubeError as error:
             if error.retryable:
                 raise Postponed(f"the API server cannot be asked: {error}") from error
-            await self._conclude(job, self._failed(job, error))
-            return
+            return self._failed(job, error)
         population = await self._population(job, target)
         owners = await self._ledger.owners(command, known.now)
-        facts = Facts(
+        facts = replace(
+            known,
             now=self._clock.now(),
-            freezes=known.freezes,
-            hops=known.hops,
             seen=target.seen,
             usage=self._writes.usage(command.handler, command.target, self._clock.monotonic(), population),
             owners=owners,
         )
         refusal = after_read(command, self._rules, facts)
         if refusal is not None:
-            if refusal.guardrail in ("mode", "read-only"):
-                await self._conclude(job, await self._would_have(job, target, refusal))
-            else:
-                await self._conclude(job, self._refused(job, refusal))
-            return
+            observed = refusal.guardrail in ("mode", "read-only")
+            return await self._would_have(job, target, refusal) if observed else self._refused(job, refusal)
         if command.dry_run:
-            await self._conclude(job, await self._dry_run(job, target))
-            return
-        self._writes.add(command.handler, command.target, self._clock.monotonic())
-        await self._claim_and_write(job, target, facts, looked)
+            return await self._dry_run(job, target)
+        return Accepted(target, facts, looked)
 
     def recall(self, outcome: Outcome, age: float) -> None:
         """Count an outcome of this cluster that was published ``age`` seconds ago, by this agent or the one before."""
@@ -309,8 +330,8 @@ class Carrier:
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
-    async def _claim_and_write(self, job: Job, target: Target, facts: Facts, looked: float) -> None:
-        command = job.command
+    async def _claim_and_write(self, job: Job, accepted: Accepted) -> None:
+        command, target, facts = job.command, accepted.target, accepted.facts
         if self._write_seconds() < _LEAST_TIME:
             raise Postponed("this agent does not hold the cluster's Lease")
         claim = Claim(
@@ -328,7 +349,7 @@ class Carrier:
             return
         try:
             replaced = await self._ledger.enter(command, facts.now)
-            refusal = await self._last_look(job, looked)
+            refusal = await self._last_look(job, accepted.looked)
         except IpeError:
             # nothing was written: whoever gets the message next may begin anew
             await self._claims.drop(command.handler, claim, revision)
@@ -412,14 +433,21 @@ class Carrier:
             Postponed: the API server cannot be asked now; the claim stays, and the next delivery comes here again.
         """
         command = job.command
-        why = f"no answer to the write: {error.message}" if error else "the agent that claimed it left no outcome"
+        why = (
+            f"no answer to the write: {self._redactor.redact_text(error.message)}"
+            if error
+            else "the agent that claimed it left no outcome"
+        )
         try:
             now = await write.read(self._session, resource, command.target.namespace, command.target.name, timeout=self._timeout)
         except KubeError as failure:
             if failure.retryable and self._clock.now() < command.expires + _UNREADABLE:
                 raise Postponed(f"it cannot be read back: {failure}", delay=2.0) from failure
             return self._outcome(
-                job, Status.UNKNOWN, message=f"{why}; it cannot be read back: {failure.message}", reason=failure.reason
+                job,
+                Status.UNKNOWN,
+                message=f"{why}; it cannot be read back: {self._redactor.redact_text(failure.message)}",
+                reason=failure.reason,
             )
         found = write.read_back(command, now, seen_uid=claim.seen_uid)
         status = Status.APPLIED if found.applied else Status.UNKNOWN
@@ -530,7 +558,9 @@ class Carrier:
         await self._bus.publish(subject, outcome.model_dump_json(exclude_none=True).encode(), id=outcome.id, headers=headers)
 
     def _failed(self, job: Job, error: KubeError) -> Outcome:
-        return self._outcome(job, Status.FAILED, message=error.message, reason=error.reason or type(error).__name__)
+        return self._outcome(
+            job, Status.FAILED, message=self._redactor.redact_text(error.message), reason=error.reason or type(error).__name__
+        )
 
     def _outcome(self, job: Job, status: Status, *, message: str = "", **fields: Any) -> Outcome:
         command, addressee = job.command, job.addressee
@@ -542,7 +572,7 @@ class Carrier:
             verb=addressee.verb,
             agent=self._agent,
             status=status,
-            message=self._redactor.redact_text(message)[:4_000],
+            message=message[:4_000],
             object_ref=command.target,
             cause=command.id,
             hops=self._chains.hops(command),

@@ -193,11 +193,17 @@ class GrantSet:
         return Decision(why_not="; ".join(f"{grant.source}: {why}" for grant, why in lacks))
 
     def may_read(self, handler: str, resource: ResourceRef, collected: Iterable[ResourceRef]) -> bool:
-        """Whether a handler may ask this agent for objects of ``resource``: what is collected, and what a grant adds."""
+        """Whether a handler may ask this agent for objects of ``resource``: what is collected, and what a grant adds.
+
+        Secrets are never meant by a wildcard.
+        """
+        if resource in set(collected):
+            return True
+        patterns = {pattern for grant in self.of(handler) for pattern in grant.read}
+        if str(resource) == "secrets":
+            return "secrets" in patterns
         target = ObjectRef(group=resource.group, resource=resource.resource, name="-")
-        return resource in set(collected) or any(
-            resource_matches(pattern, target) for grant in self.of(handler) for pattern in grant.read
-        )
+        return any(resource_matches(pattern, target) for pattern in patterns)
 
 
 def resource_name(target: ObjectRef) -> str:

@@ -6,13 +6,13 @@ rest needs the object (``after_read``). Each refusal names its guardrail, and th
 that whoever reads the outcome knows whom to ask.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from ipe_events.agent.grants import Decision, Grant, GrantSet, Mode, Protected
+from ipe_events.agent.redaction import masked_paths
 from ipe_events.errors import KubeInvalid
 from ipe_events.events.command import Annotate, Apply, Command, Create, Patch, Scale, Suspend
 from ipe_events.events.freeze import FreezeState
@@ -21,11 +21,8 @@ from ipe_events.kube.write import ABSENT, value_at
 
 JsonObject = dict[str, Any]
 
-LONGEST_EXPIRY = timedelta(days=7)
+LONGEST_EXPIRY = timedelta(days=6)
 """A command may wait no longer: claims are kept longer than this, so that none can ever run twice."""
-
-MASK = re.compile(r"hmac:[A-Za-z0-9_-]+:[0-9a-f]{16}")
-"""What redaction leaves in the place of a value; it must never be written into a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +212,10 @@ def _identity(command: Command, addressee: Addressee) -> Refusal | None:
 
 def _masked(command: Command) -> Refusal | None:
     """What was masked for the bus is not the value: writing it, or comparing with it, would be wrong."""
-    for part in (command.action.model_dump(mode="json"), command.precondition.values):
-        pointer = _find_mask(part, "")
-        if pointer is not None:
-            return Refusal("masked", f"a masked value cannot be written or compared ({pointer or '/'})")
+    pointers = masked_paths(command.action.model_dump(mode="json"))
+    pointers += [f"{pointer}{below}" for pointer, value in command.precondition.values.items() for below in masked_paths(value)]
+    if pointers:
+        return Refusal("masked", f"a masked value cannot be written or compared ({pointers[0] or '/'})")
     return None
 
 
@@ -315,17 +312,6 @@ def _same(found: Any, wanted: Any) -> bool:
     if isinstance(found, list) and isinstance(wanted, list | tuple):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
     return bool(found == wanted)
-
-
-def _find_mask(value: Any, pointer: str) -> str | None:
-    if isinstance(value, str):
-        return pointer if MASK.search(value) else None
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, item in items:
-        found = _find_mask(item, f"{pointer}/{key}")
-        if found is not None:
-            return found
-    return None
 
 
 def _leaves(value: Any, pointer: str) -> Iterable[str]:

@@ -130,7 +130,7 @@ class Redactor:
             obj = msgspec.json.decode(body)
             if not isinstance(obj, dict):
                 raise RedactionError(f"the object is {type(obj).__name__}", where=str(resource))
-            return msgspec.json.encode(self._object(obj, secret=resource == _SECRETS))
+            return msgspec.json.encode(self._object(obj, secret=resource == _SECRETS), enc_hook=str)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise RedactionError(f"the object cannot be examined: {error}", where=str(resource)) from error
 

@@ -96,6 +96,10 @@ def test_reading_is_limited_to_what_is_collected_and_what_a_grant_adds():
     assert grants.may_read("h", pods, [pods])
     assert grants.may_read("h", jobs, [pods])
     assert not grants.may_read("other", jobs, [pods])
+    secrets, everything = ResourceRef.parse("secrets"), GrantSet((ALL.model_copy(update={"read": ("*",)}),))
+    assert everything.may_read("h", jobs, [])
+    assert not everything.may_read("h", secrets, [])
+    assert GrantSet((ALL.model_copy(update={"read": ("secrets",)}),)).may_read("h", secrets, [])
 
 
 @pytest.mark.parametrize("pattern", ["Deployments.apps", "dep*.apps", "*.", "a b", "", "*.a*"])

@@ -79,7 +79,7 @@ def test_a_granted_command_passes():
         (command(action={"verb": "delete"}), RULES, facts(), "identity", "verb is 'delete'"),
         (command(precondition={"values": {"/data/x": "hmac:k1:0123456789abcdef"}}), RULES, facts(), "masked", "/data/x"),
         (command(expires=NOW), RULES, facts(), "expiry", "expired at"),
-        (command(expires=NOW + timedelta(days=8)), RULES, facts(), "expiry", "more than 7 days"),
+        (command(expires=NOW + timedelta(days=8)), RULES, facts(), "expiry", "more than 6 days"),
         (command(lease=NOW), RULES, facts(), "expiry", "its lease ended"),
         (command(), RULES, facts(freezes=freeze()), "freeze", "frozen by ada: incident"),
         (command(), RULES, facts(freezes=freeze(clusters="c*", handlers="gu*")), "freeze", "frozen"),
