@@ -125,6 +125,13 @@ class Index:
             if entry[0] > above:
                 self._entries[uid] = (0, entry[1], entry[2])
 
+    def copy(self) -> "Index":
+        """The objects as they are now, to be dumped in another thread."""
+        index = Index()
+        index._entries = dict(self._entries)
+        index._namespaces = dict(self._namespaces)
+        return index
+
     def dump(self) -> bytes:
         """A compact form for ``load``; about 50 bytes an object."""
         numbers = {namespace: number for number, namespace in enumerate(self._namespaces)}

@@ -144,6 +144,8 @@ class Reflector:
         version: resourceVersion to go on from; 0: sync first.
         options: see ``Options``.
         limit: held during lists, so that a start does not ask for everything at once.
+        gate: waited for before each request: closed while the cluster is known to be unreachable.
+        opened: told when a request was answered well.
         report: told how each request ended.
         rewound: told the highest resourceVersion seen and the lower one of a consistent read, before ``run`` ends: the cluster's
             history went backwards, and everything begins anew.
@@ -161,6 +163,8 @@ class Reflector:
         version: int = 0,
         options: Options | None = None,
         limit: asyncio.Semaphore | None = None,
+        gate: asyncio.Event | None = None,
+        opened: Callable[[], None] | None = None,
         report: Callable[[Report], None],
         rewound: Callable[[int, int], None],
     ) -> None:
@@ -170,6 +174,8 @@ class Reflector:
         self._resource = resource
         self._sink = sink
         self._limit = limit
+        self._gate = gate
+        self._opened = opened
         self._report = report
         self._rewound = rewound
         self._where = f"{session.name}: {resource.ref}"
@@ -194,6 +200,8 @@ class Reflector:
     async def run(self) -> None:
         """Work until cancelled, or until the cluster's history went backwards."""
         while True:
+            if self._gate is not None:
+                await self._gate.wait()
             began = self._loop.time()
             self._brought = 0
             error: KubeError | None = None
@@ -281,6 +289,9 @@ class Reflector:
 
     async def _read(self, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         async with self._session.stream(self._path, params, headers=self._headers, idle=self.options.silent_seconds) as response:
+            self._last_byte = self._loop.time()
+            if self._opened is not None:
+                self._opened()
             while chunk := await response.content.readany():
                 self._last_byte = self._loop.time()
                 self._sink.chunk(chunk)
