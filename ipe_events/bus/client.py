@@ -3,9 +3,9 @@
 nats-py parses the headers of every message into a dict before anybody asks, and moves every message through a queue into a task.
 With our fifteen headers that is two thirds of a consumer's CPU. A subscription made by ``subscribe_raw`` gets subject, reply,
 header block and body as they are, synchronously: mostly from our parser (``ipe_events.bus.parser``), else from ``_process_msg``,
-where nats-py's parser hands a message over. ``_process_err`` is overridden too, since nats-py closes for good on any error that it
-does not know, while we want to reconnect for ever. ``tests/unit/test_bus_client.py`` pins what we rely on, so that a new nats-py
-cannot remove the seam unnoticed.
+where nats-py's parser hands a message over. ``_process_err`` is overridden too, since nats-py closes for good on any error that
+it does not know, while we want to reconnect for ever. ``tests/unit/test_bus_client.py`` pins what we rely on, so that a new
+nats-py cannot remove the seam unnoticed.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class _WideTransport(TcpTransport):
     """TCP that reads as much as has arrived, not 32 KiB at a time: four of our messages would need a wake-up."""
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        self.close()  # an attempt that failed after the TCP handshake: nats-py would forget its socket
+        self.close()  # type: ignore[no-untyped-call]  # an attempt that failed after the TCP handshake: nats-py would forget its socket
         await super().connect(uri, max(buffer_size, READ_SIZE), connect_timeout)
 
     async def read(self, buffer_size: int) -> bytes:
@@ -46,7 +46,7 @@ class _WideTransport(TcpTransport):
     async def wait_closed(self) -> None:
         with suppress(TimeoutError, OSError):  # asyncio never reports the end of a connection whose TLS handshake failed
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await super().wait_closed()
+                await super().wait_closed()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
 
     def __bool__(self) -> bool:
         return True  # nats-py makes its own transport while this is false
@@ -57,7 +57,7 @@ class Client(NatsClient):
 
     def __init__(self) -> None:
         super().__init__()
-        self._transport = _WideTransport()
+        self._transport = _WideTransport()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
         self._raw: dict[int, RawCallback] = {}
         self._ps = FastParser(self, self._raw)
         self.on_violation: Callable[[str, str], None] = lambda _kind, _subject: None

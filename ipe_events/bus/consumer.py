@@ -37,6 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9_=-]{1,200}")
 _START_KEYS = ("deliver_policy", "opt_start_seq", "opt_start_time")
 _CHECK_SECONDS = 5.0
 _IDLE_TICKS = 6
+_VAIN_SECONDS = 5.0
 _MAX_DELAY_SECONDS = 10.0
 
 
@@ -140,6 +141,9 @@ class Consumer(Settler):
         self._created = False
         self._may_look = True
         self._stopped = False
+        self._vain = 0
+        self._restarted = 0.0
+        self._stream_created = ""
         self._repair_task: asyncio.Task[None] | None = None
         self._check_task: asyncio.Task[None] | None = None
         self._gaps = GAPS.labels(spec.name)
@@ -170,7 +174,8 @@ class Consumer(Settler):
             bus: the connection.
             spec: what to consume.
             on_message: called for each message, in the order of the stream; must not block nor await.
-            on_gap: called with the first and last stream sequence of a stretch that retention removed unread.
+            on_gap: called with the first and last stream sequence of a stretch that retention removed unread; when the stream was
+                made anew, both are the sequence that would have come next in the old one.
             on_event: called when the durable had to be repaired.
 
         Raises:
@@ -268,19 +273,25 @@ class Consumer(Settler):
 
     async def _repair_until_done(self, reason: str) -> None:
         log.info("consumer is being repaired", consumer=self.spec.name, stream=self.spec.stream, reason=reason)
-        attempt = 0
+        loop = asyncio.get_running_loop()
+        # a pull that the server refuses each time must not be repeated in a hot loop
+        self._vain = self._vain + 1 if loop.time() - self._restarted < _VAIN_SECONDS else 0
+        attempt = self._vain
+        if attempt:
+            await asyncio.sleep(_delay(attempt))
         while True:
             await self.bus.wait_connected()
             try:
                 await self._ensure()
                 break
-            except BusError as error:
-                delay = min(_MAX_DELAY_SECONDS, 0.1 * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            except (BusError, KeyError, TypeError, ValueError) as error:  # ours, or an answer without what it should hold
+                delay = _delay(attempt)
                 log.warning(
-                    "consumer cannot be repaired yet", consumer=self.spec.name, error=str(error), retry_seconds=round(delay, 2)
+                    "consumer cannot be repaired yet", consumer=self.spec.name, error=repr(error), retry_seconds=round(delay, 2)
                 )
                 attempt += 1
                 await asyncio.sleep(delay)
+        self._restarted = loop.time()
         self._puller.restart()
 
     async def _ensure(self) -> None:
@@ -311,11 +322,11 @@ class Consumer(Settler):
         config = self.spec.config()
         again = self._created
         if again:
-            state = (await self.bus.stream_info(self.spec.stream))["state"]
-            floor, last = self.settled_up_to, int(state["last_seq"])
-            if floor > last:
+            info = await self.bus.stream_info(self.spec.stream)
+            floor, last = self.settled_up_to, int(info["state"]["last_seq"])
+            if floor > last or info["created"] != self._stream_created:
                 log.warning("stream was made anew; its history is lost", stream=self.spec.stream, consumer=self.spec.name)
-                self._gap(last + 1, floor)
+                self._gap(floor + 1, floor + 1)
                 floor = 0
             config = {key: value for key, value in config.items() if key not in _START_KEYS} | start_config(floor + 1)
             self._unsettled.clear()
@@ -332,9 +343,9 @@ class Consumer(Settler):
                 position=self._position + 1,
             )
             self._tell(ConsumerEvent("recreated", detail))
-            await self._check_retention()
         else:
             self._position = int(info["delivered"]["stream_seq"])
+        await self._check_retention()
 
     async def _write_config(self, config: dict[str, Any]) -> dict[str, Any]:
         spec = self.spec
@@ -369,12 +380,14 @@ class Consumer(Settler):
         matches does not look left behind.
         """
         try:
-            state = (await self.bus.stream_info(self.spec.stream))["state"]
+            stream = await self.bus.stream_info(self.spec.stream)
             info = await self.info()
         except BusPermissionDenied:
             self._may_look = False
             log.warning("may not read the stream's state: what retention removes unread is not noticed", consumer=self.spec.name)
             return
+        state = stream["state"]
+        self._stream_created = stream["created"]
         first = int(state["first_seq"])
         jumped, self._jumped_from = self._jumped_from, None
         known = self._position if jumped is None else jumped
@@ -393,6 +406,11 @@ class Consumer(Settler):
     def _tell(self, event: ConsumerEvent) -> None:
         if self._on_event:
             self._on_event(event)
+
+
+def _delay(attempt: int) -> float:
+    """Seconds before a repetition: growing, with jitter."""
+    return min(_MAX_DELAY_SECONDS, 0.1 * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
 def _differs(config: dict[str, Any], wanted: dict[str, Any]) -> bool:

@@ -142,7 +142,7 @@ class EmbeddedServer:
             ) from error
         try:
             self._end_orphan()
-            self.port = self.port or _free_port()
+            self.port = _free_port(self.port)
             self._write_config()
             await self._launch()
         except BaseException:
@@ -287,7 +287,14 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """``wanted`` if nobody listens there; a free port when it is 0."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise ConfigError(
+                f"port {wanted} is taken", where="127.0.0.1", fix="choose another port, or 0 for a free one"
+            ) from error
         return int(probe.getsockname()[1])

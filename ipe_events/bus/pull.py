@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ipe_events.bus.client import RawCallback
 from ipe_events.bus.frames import parse_headers, parse_status
+from ipe_events.bus.parser import RawCallback
 from ipe_events.errors import SchemaError
 from ipe_events.telemetry.log import get_logger
 
