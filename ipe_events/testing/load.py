@@ -119,11 +119,12 @@ class LoadGenerator:
         view = memoryview(block)
         number = after
         while number < events:
-            count = min(pods, events - number)
-            for slot in slots[:count]:
+            first = number % pods  # event n is of pod (n - 1) % pods, wherever the stream starts
+            last = min(pods, first + events - number)
+            for slot in slots[first:last]:
                 number += 1
                 block[slot : slot + 10] = b"%d" % (FIRST_RV + number)
-            yield view[: ends[count]]
+            yield view[ends[first] : ends[last]]
 
     def populate(self, cluster: FakeCluster, *, pods: int, deployments: int = 0, nodes: int = 3) -> None:
         """Fill a fake cluster with namespaces, nodes, deployments and pods."""

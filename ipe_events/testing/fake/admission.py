@@ -5,18 +5,18 @@
 with scopes are refused, not ignored.
 """
 
-from fractions import Fraction
 from typing import Any, Protocol
 
+from ipe_events.objects.quantity import Quantity, QuantityError
 from ipe_events.testing.fake import status
 from ipe_events.testing.fake.kinds import Kind, Registry
-from ipe_events.testing.fake.quantity import Quantity
 from ipe_events.testing.fake.store import ObjectKey, Store
 
 JsonObject = dict[str, Any]
 Usage = dict[str, Quantity]
 
 _QUOTAS = ("", "resourcequotas")
+_NOTHING = Quantity(0)
 _SHORT_COUNTS = frozenset({
     "pods", "services", "configmaps", "secrets", "persistentvolumeclaims", "replicationcontrollers", "resourcequotas",
 })  # fmt: skip
@@ -46,9 +46,17 @@ class Quotas:
         """Refuse ``new`` when a quota of its namespace has no room, or cannot be served truthfully.
 
         Raises:
-            StatusError: 403, or 422 for a quota with scopes.
+            StatusError: 403, 400 for an amount that is none, or 422 for a quota with scopes.
         """
+        try:
+            self._check(kind, key, new)
+        except QuantityError as error:
+            what = f"{kind.kind} in version {kind.version!r} cannot be handled as a {kind.kind}"
+            raise status.bad_request(f"{what}: {error}") from error
+
+    def _check(self, kind: Kind, key: ObjectKey, new: JsonObject) -> None:
         if kind.group_resource == _QUOTAS:
+            _quantities(new.get("spec", {}).get("hard"))
             for field in ("scopes", "scopeSelector"):
                 if new.get("spec", {}).get(field):
                     message = "Forbidden: this simulated cluster does not support quota scopes"
@@ -60,7 +68,7 @@ class Quotas:
             used = _quantities(item.obj.get("status", {}).get("used"))
             _check_specified(kind, key, new, name, hard)
             requested = {resource: amount for resource, amount in usage(kind, new).items() if resource in hard}
-            over = [r for r, amount in sorted(requested.items()) if amount and used.get(r, Quantity()) + amount > hard[r]]
+            over = [r for r, amount in sorted(requested.items()) if amount and used.get(r, _NOTHING) + amount > hard[r]]
             if over:
                 parts = (_listed(requested, over), _listed(used, over), _listed(hard, over))
                 why = f"exceeded quota: {name}, requested: {parts[0]}, used: {parts[1]}, limited: {parts[2]}"
@@ -72,25 +80,26 @@ class Quotas:
             return
         if kind.group_resource == _QUOTAS and after is not None:
             self._count(kind, key, after)
-        freed, taken = usage(kind, before or {}), usage(kind, after or {})
+        quotas = self._writes.registry.at("", "v1", "resourcequotas")
+        in_force = self._writes.store.items(_QUOTAS, key[0])
+        freed, taken = (usage(kind, before or {}), usage(kind, after or {})) if in_force else ({}, {})
         if freed == taken:
             return
-        quotas = self._writes.registry.at("", "v1", "resourcequotas")
-        for quota_key, item in self._writes.store.items(_QUOTAS, key[0]):
+        for quota_key, item in in_force:
             if quotas is None or quota_key == key:
                 continue
             hard = item.obj.get("status", {}).get("hard") or {}
             used = _quantities(item.obj["status"].get("used"))
             for resource in hard:
-                change = taken.get(resource, Quantity()) - freed.get(resource, Quantity())
-                used[resource] = used.get(resource, Quantity()) + change
+                change = taken.get(resource, _NOTHING) - freed.get(resource, _NOTHING)
+                used[resource] = used.get(resource, _NOTHING) + change
             self._write(quotas, quota_key, item.obj, hard, used)
 
     def _count(self, kind: Kind, key: ObjectKey, quota: JsonObject) -> None:
         hard = quota.get("spec", {}).get("hard") or {}
         if quota.get("status", {}).get("hard") == hard and "used" in quota.get("status", {}):
             return
-        used = {resource: Quantity() for resource in hard}
+        used = dict.fromkeys(hard, _NOTHING)
         for counted in self._writes.registry:
             if counted.namespaced:
                 for _, item in self._writes.store.items(counted.group_resource, key[0]):
@@ -109,7 +118,7 @@ def usage(kind: Kind, obj: JsonObject) -> Usage:
     """What one object takes of a quota, by the quota's resource names; empty for no object."""
     if not obj:
         return {}
-    one = Quantity(Fraction(1))
+    one = Quantity.parse(1)
     taken = {f"count/{kind.qualified}": one}
     if not kind.group and kind.resource == "pods":
         if obj.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
@@ -129,7 +138,7 @@ def _compute(spec: JsonObject) -> Usage:
     for side in ("requests", "limits"):
         for name in _COMPUTE:
             running = [_resource(container, side, name) for container in spec.get("containers") or []]
-            total = sum((amount for amount in running if amount is not None), Quantity())
+            total = sum((amount for amount in running if amount is not None), _NOTHING)
             initial = [_resource(container, side, name) for container in spec.get("initContainers") or []]
             needed = max([total, *(amount for amount in initial if amount is not None)])
             if needed:
@@ -171,4 +180,4 @@ def _quantities(texts: JsonObject | None) -> Usage:
 
 
 def _listed(amounts: Usage, resources: list[str]) -> str:
-    return ",".join(f"{resource}={amounts.get(resource, Quantity())}" for resource in resources)
+    return ",".join(f"{resource}={amounts.get(resource, _NOTHING)}" for resource in resources)

@@ -91,7 +91,7 @@ class FakeCluster:
         if token is not None:
             self.add_token(token, "kubernetes-admin", groups=("system:masters", "system:authenticated"))
         self.store.on_restore(self._api.disconnect)
-        self._operations.observers.append(self._serve_custom_resources)
+        self._operations.observers += [self._serve_custom_resources, self._forget_metrics]
         for namespace in START_NAMESPACES:
             self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 
@@ -306,6 +306,10 @@ class FakeCluster:
 
     def _namespace(self, kind: Kind, obj: JsonObject) -> str:
         return str(obj.get("metadata", {}).get("namespace", "default")) if kind.namespaced else ""
+
+    def _forget_metrics(self, kind: Kind, before: JsonObject | None, after: JsonObject | None) -> None:
+        if after is None and before is not None and kind.group_resource in (("", "pods"), ("", "nodes")):
+            self._metrics.forget(kind.resource, (before["metadata"].get("namespace", ""), before["metadata"]["name"]))
 
     def _serve_custom_resources(self, kind: Kind, before: JsonObject | None, after: JsonObject | None) -> None:
         if kind.group_resource != ("apiextensions.k8s.io", "customresourcedefinitions"):
