@@ -106,9 +106,9 @@ def _usage(error: click.ClickException) -> str:
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
+        from ipe_events.version import __version__
 
-        click.echo(f"ipe {version('ipe-events')}")
+        click.echo(f"ipe {__version__}")
         ctx.exit()
 
 

@@ -143,3 +143,9 @@ def test_completion_scripts_name_the_program(shell):
 def test_options_are_accepted_before_the_noun_and_after_the_verb():
     assert invoke("--debug", "topics", "list").exit_code == 0
     assert invoke("topics", "list", "--debug", "-o", "name").stdout.startswith("change\n")
+
+
+def test_the_version_is_the_distributions():
+    from importlib.metadata import version
+
+    assert invoke("--version").stdout == f"ipe {version('ipe-events')}\n"

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ import yaml
 from ipe_events.cli.common import Session
 from ipe_events.cli.printers import Column, Stream, Table, clean, print_items, print_record
 
-TABLE: Table[dict] = Table(
+TABLE: Table[dict[str, Any]] = Table(
     columns=(
         Column("NAME", lambda item: item["name"]),
         Column("READY", lambda item: item["ready"]),

@@ -35,9 +35,11 @@ def change(seq: int, rv: str, *, seconds: int = 0) -> Entry:
     return entry_of(f"IPE_K8S:{seq}", SUBJECTS["change"], NOW + timedelta(seconds=seconds), headers, b"{}")
 
 
-def message(topic: str, seq: int, data: object, *, seconds: int = 0, **headers: str) -> Entry:
+def message(topic: str, seq: int, data: object, *, seconds: int = 0, headers: dict[str, str] | None = None) -> Entry:
     stream = "IPE_CMD" if topic == "command" else "IPE_GOV"
-    return entry_of(f"{stream}:{seq}", SUBJECTS[topic], NOW + timedelta(seconds=seconds), headers, json.dumps(data).encode())
+    return entry_of(
+        f"{stream}:{seq}", SUBJECTS[topic], NOW + timedelta(seconds=seconds), headers or {}, json.dumps(data).encode()
+    )
 
 
 def story() -> list[Entry]:
@@ -57,7 +59,7 @@ def story() -> list[Entry]:
     return [
         change(1, "7"),
         message("command", 1, command, seconds=1),
-        message("outcome", 1, outcome, seconds=2, **{"ce-id": "out1"}),
+        message("outcome", 1, outcome, seconds=2, headers={"ce-id": "out1"}),
         change(2, "9", seconds=2),
     ]
 
@@ -162,7 +164,7 @@ def test_a_trail_says_which_changes_it_still_needs():
 def test_a_loop_of_causes_ends():
     trail = Trail()
     for one, other in (("a", "b"), ("b", "a")):
-        trail.add(message("finding", ord(one), {"cause": other}, **{"ce-id": one}))
+        trail.add(message("finding", ord(one), {"cause": other}, headers={"ce-id": one}))
     assert len(trail.tree(trail.root_of(trail.by_id["a"]))) == 2
 
 
@@ -170,8 +172,8 @@ def test_an_id_is_found_by_a_unique_beginning_or_its_ref():
     trail = Trail()
     for entry in story():
         trail.add(entry)
-    assert trail.find("cmd123").topic == "command"
-    assert trail.find("IPE_GOV:1").topic == "outcome"
+    assert trail.find("cmd123") is trail.by_id["cmd1234567"]
+    assert trail.find("IPE_GOV:1") is trail.by_id["out1"]
     assert trail.find("c-uid/1/apps") is None  # two changes begin so
     assert trail.find("cm") is None
 
