@@ -35,9 +35,16 @@ class _Asked:
 
 
 class ServiceRunner:
-    """Serves one declared function; an async context manager."""
+    """Serves one declared function; an async context manager.
 
-    def __init__(self, bus: Bus, declared: Service, bound: Bound, outbox: Outbox) -> None:
+    Args:
+        bus: where it is served; None when a test only calls ``answer``.
+        declared: what the user wrote.
+        bound: the function with its parameters.
+        outbox: publishes for it.
+    """
+
+    def __init__(self, bus: Bus | None, declared: Service, bound: Bound, outbox: Outbox) -> None:
         self._bus = bus
         self._declared = declared
         self._bound = bound
@@ -60,6 +67,7 @@ class ServiceRunner:
             concurrency=declared.concurrency,
             timeout=declared.timeout,
         )
+        assert self._bus is not None, "a service is served on a connection"
         self._handle = await self._bus.serve(
             declared.name, _VERSION, [endpoint], description=inspect.getdoc(declared.function) or declared.place
         )
