@@ -204,6 +204,7 @@ class Collector:
         self._ended: asyncio.Future[Epoch | None] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
         self._announced_connected = False
+        self._started = False
         self._publisher: Publisher | None = None
         self._connected_gauge = CONNECTED.labels(cluster)
 
@@ -299,7 +300,8 @@ class Collector:
         around = self._surroundings(point, publisher)
         self._ended = asyncio.get_running_loop().create_future()
         self._lost.clear()
-        self._announced_connected = False
+        self._announced_connected = self._started = False
+        self._state = "syncing"
         self._reachable.set()
         helpers = [
             asyncio.create_task(step(), name=f"{step.__name__.strip('_')}-{self.cluster}")
@@ -336,6 +338,7 @@ class Collector:
             self._changed.clear()
             self._reap()
             missing = await self._start_and_stop(around)
+            self._started = True
             retry_at = loop.time() + REFUSED_DELAY if missing else None
             self._look_connected()
 
@@ -458,9 +461,9 @@ class Collector:
     def _look_connected(self) -> None:
         """Announce ``connected`` once everything is synced, refused, or on the bus."""
         watchers = [running.watcher for running in self._running.values()]
-        if self._announced_connected or not self._reachable.is_set() or not all(each.settled for each in watchers):
-            if self._state != "disconnected" and not self._announced_connected:
-                self._state = "syncing"
+        if self._announced_connected or not self._started or not self._reachable.is_set():
+            return
+        if not all(each.settled for each in watchers):
             return
         self._announced_connected = True
         self._state = "connected"
