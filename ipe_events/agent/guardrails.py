@@ -13,11 +13,10 @@ from typing import Any
 
 from ipe_events.agent.grants import Decision, Grant, GrantSet, Mode, Protected
 from ipe_events.agent.redaction import masked_paths
-from ipe_events.errors import KubeInvalid
 from ipe_events.events.command import Annotate, Apply, Command, Create, Patch, Scale, Suspend
 from ipe_events.events.freeze import FreezeState
 from ipe_events.events.ledger import LedgerEntry
-from ipe_events.kube.write import ABSENT, value_at
+from ipe_events.objects import paths
 
 JsonObject = dict[str, Any]
 
@@ -182,10 +181,10 @@ def precondition(command: Command, seen: JsonObject | None) -> Refusal | None:
         return Refusal("precondition", f"{command.target} is at resourceVersion {at}, not {wanted.resource_version}")
     for pointer, value in wanted.values.items():
         try:
-            found = value_at(seen, pointer)
-        except KubeInvalid as error:
+            found = paths.get(seen, pointer, None)
+        except paths.PathError as error:
             return Refusal("precondition", error.message)
-        if not _same(None if found is ABSENT else found, value):
+        if not _same(found, value):
             # what is there now may be a secret, so only its place is told
             return Refusal("precondition", f"{pointer or 'the object'} of {command.target} is no longer what the command expects")
     return None

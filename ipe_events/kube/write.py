@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from jsonpointer import JsonPointerException, resolve_pointer
 
 from ipe_events.errors import KubeError, KubeInvalid, KubeNotFound
 from ipe_events.events.command import Annotate, Apply, Command, Create, Delete, Patch, Scale, Suspend
 from ipe_events.kube.discovery import ApiResource
 from ipe_events.kube.session import KubeSession
+from ipe_events.objects import paths
 
 JsonObject = dict[str, Any]
 
@@ -28,9 +28,6 @@ _COMMAND_POINTER = "/metadata/annotations/ipe.dev~1command"
 
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
-
-ABSENT = object()
-"""What ``value_at`` gives for a path that leads nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +74,6 @@ class ReadBack:
 def field_manager(handler: str) -> str:
     """The name under which a handler's fields are managed."""
     return f"ipe-{handler}"
-
-
-def value_at(obj: JsonObject, pointer: str) -> Any:
-    """The value at a JSON pointer, ``ABSENT`` when nothing is there.
-
-    Raises:
-        KubeInvalid: the text is not a JSON pointer.
-    """
-    try:
-        return resolve_pointer(obj, pointer, ABSENT)
-    except JsonPointerException as error:
-        raise KubeInvalid(f"{pointer!r} is not a JSON pointer: {error}") from error
 
 
 def in_version(resource: ApiResource, version: str) -> ApiResource:
@@ -322,7 +307,7 @@ def read_back(command: Command, now: JsonObject | None, *, seen_uid: str) -> Rea
     if (metadata.get("annotations") or {}).get(COMMAND_ANNOTATION) == command.id:
         return ReadBack(True, f"the object carries {COMMAND_ANNOTATION}={command.id}", uid, rv)
     if isinstance(action, Scale):
-        if value_at(now, "/spec/replicas") != action.replicas:
+        if paths.get(now, "/spec/replicas", None) != action.replicas:
             return ReadBack(False, f"replicas are not {action.replicas}", uid, rv)
         if _owns_replicas(metadata, field_manager(command.handler)):
             return ReadBack(True, f"replicas are {action.replicas}, set by {field_manager(command.handler)}", uid, rv)
