@@ -21,7 +21,7 @@ from ipe_events.cli.common import FINDINGS, Duration, Session, common_options, o
     metavar="FILE",
     help="Tell the story on your own cluster (the file's current context); it is only observed, nothing is written.",
 )
-@click.option("--pace", type=Duration(), default="1.5s", show_default=True, metavar="TIME", help="Pause between chapters.")
+@click.option("--pace", type=Duration(), default="3s", show_default=True, metavar="TIME", help="Pause between chapters.")
 @common_options
 @output_options
 @pass_session

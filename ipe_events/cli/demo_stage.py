@@ -8,7 +8,7 @@ under some load; on your own cluster there is one agent, which observes.
 import asyncio
 import importlib.util
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ NAMESPACE, DEPLOYMENT = "shop", "payments"
 _PODS = 60
 _DEPLOYMENTS = 20
 _RATE = 15.0
-_HOURS = 24
+_END_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class Stage:
         folder: where kubeconfigs and agent configurations are.
         clusters: the simulated ones, by name; empty on a user's cluster.
         troubles: what agents, load and handler failed with, if they did.
+        over: set at the end; agents then end in good order.
     """
 
     bus: Bus
@@ -50,23 +51,26 @@ class Stage:
     folder: Path
     clusters: dict[str, FakeCluster] = field(default_factory=dict)
     troubles: list[BaseException] = field(default_factory=list)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         """Run something until the end of the demo; what it fails with is a trouble."""
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._ended)
         self._tasks.append(task)
+        return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.troubles.append(error)
 
     async def clear(self) -> None:
-        """End everything that was spawned."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """End the agents in good order (or, if they do not end, by cancelling them)."""
+        self.over.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END_SECONDS)
+        await cancelled(self._tasks)
 
 
 @asynccontextmanager
@@ -84,6 +88,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
 @asynccontextmanager
 async def simulated(stage: Stage) -> AsyncIterator[None]:
     """Three simulated clusters, filled and under load."""
+    load: list[asyncio.Task[None]] = []
     async with AsyncExitStack() as stack:
         for number, name in enumerate(SIMULATED):
             cluster = await stack.enter_async_context(FakeCluster(name=name, token=f"demo-{name}"))
@@ -94,8 +99,22 @@ async def simulated(stage: Stage) -> AsyncIterator[None]:
             cluster.create(_payments())
             cluster.kubeconfig(stage.folder / f"{name}.kubeconfig")
             stage.clusters[name] = cluster
-            stage.spawn(churn(cluster, generator, pods=_PODS, rate=_RATE, events=int(_RATE * 3600 * _HOURS)), f"load-{name}")
+            load.append(asyncio.create_task(_load(cluster, generator), name=f"load-{name}"))
+        stack.push_async_callback(cancelled, load)
         yield
+
+
+async def cancelled(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """Cancel tasks and wait for their end; what they failed with was said already."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _load(cluster: FakeCluster, generator: LoadGenerator) -> None:
+    """Change pods for ever, round after round."""
+    while True:
+        await churn(cluster, generator, pods=_PODS, rate=_RATE, events=_PODS)
 
 
 def _payments() -> dict[str, Any]:
@@ -113,7 +132,7 @@ def _payments() -> dict[str, Any]:
     }
 
 
-def write_agent_config(stage: Stage, name: str, *, kubeconfig: Path, handler: str, enforce: bool) -> Path:
+def write_agent_config(stage: Stage, name: str, *, kubeconfig: Path, handler: str, mode: str, writes: bool) -> Path:
     """Write the configuration of one cluster's agent, as its owner would; returns the file.
 
     Args:
@@ -121,13 +140,14 @@ def write_agent_config(stage: Stage, name: str, *, kubeconfig: Path, handler: st
         name: of the agent.
         kubeconfig: its current context is the cluster.
         handler: gets a grant to patch deployments.
-        enforce: whether the grant lets it act, or only be observed; the agent of an observed cluster cannot write at all.
+        mode: of the grant: ``enforce`` lets the handler act, ``observe`` does not.
+        writes: whether the agent may write at all.
     """
     import yaml
 
     grant = {
         "handler": handler,
-        "mode": "enforce" if enforce else "observe",
+        "mode": mode,
         "verbs": ["patch"],
         "resources": ["deployments.apps"],
     }
@@ -138,7 +158,7 @@ def write_agent_config(stage: Stage, name: str, *, kubeconfig: Path, handler: st
         "heartbeat": "5s",
         "clusters": {"kubeconfig": str(kubeconfig)},
         "collect": {"always": ["deployments.apps", "pods"]},
-        "act": {"writes": enforce},
+        "act": {"writes": writes},
         "grants": [grant],
     }
     file = stage.folder / f"agent-{name}.yaml"
@@ -151,7 +171,7 @@ def start_agent(stage: Stage, config_file: Path) -> None:
     from ipe_events.agent.app import run_agent
     from ipe_events.agent.config import load_config
 
-    stage.spawn(run_agent(load_config(config_file), stage.settings), f"agent-{config_file.stem}")
+    stage.spawn(run_agent(load_config(config_file), stage.settings, stop=stage.over), config_file.stem)
 
 
 def example_file() -> Path:

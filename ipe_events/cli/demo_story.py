@@ -4,10 +4,10 @@ Every step waits for its own event on the bus, joined to the one before by id, a
 """
 
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ipe_events.cli.common import Session, describe, until_stopped
 from ipe_events.cli.demo_narrator import Listener, Narrator, StepFailed, eventually
@@ -34,9 +34,6 @@ from ipe_events.declaration import Subscription
 from ipe_events.runtime.app import HandlerApp
 from ipe_events.subjects import CHANGE, CLUSTER, COMMAND, OUTCOME
 
-if TYPE_CHECKING:
-    from ipe_events.bus.contexts import Contexts
-
 CONTEXT = "demo"
 WANTED, CAP = 80, 50
 RESOURCE = "deployments.apps"
@@ -49,14 +46,17 @@ SYNC_SECONDS = 120.0
 
 async def tell(session: Session, *, keep: bool, kubeconfig: Path | None, pace: float) -> bool:
     """Tell the story; whether every step truly happened."""
-    session.configure_log("critical" if not session.verbose else "info")
+    session.configure_log()
     narrator = Narrator(session, pace)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ipe-demo-", ignore_cleanup_errors=True)))
         try:
             await narrator.chapter("The stage")
             stage = await stack.enter_async_context(staged(folder))
-            _on_stage(narrator, stage, keep=keep)
+            narrator.step("bus", f"nats-server with JetStream runs on {stage.settings.servers[0]} (temporary store)",
+                          show=f"ipe bus plan{_in_context()}")  # fmt: skip
+            if keep:
+                stack.enter_context(_remembered(stage))
             if kubeconfig is None:
                 await stack.enter_async_context(simulated(stage))
             listener = await stack.enter_async_context(Listener(stage.bus, lambda: first_trouble(stage)))
@@ -67,43 +67,40 @@ async def tell(session: Session, *, keep: bool, kubeconfig: Path | None, pace: f
         except StepFailed as error:
             narrator.failed(describe(error))
             return False
-        await _epilogue(narrator, stage, keep=keep)
+        await _epilogue(narrator, keep=keep)
     return True
-
-
-def _on_stage(narrator: Narrator, stage: Stage, *, keep: bool) -> None:
-    url = stage.settings.servers[0]
-    show = "ipe bus plan" + _in_context() if keep else ""
-    narrator.step(
-        "bus", f"nats-server with JetStream runs on {url}, its streams and buckets are made (temporary store)", show=show
-    )
 
 
 def _in_context() -> str:
     return f" --context {CONTEXT}"
 
 
-async def _epilogue(narrator: Narrator, stage: Stage, *, keep: bool) -> None:
+async def _epilogue(narrator: Narrator, *, keep: bool) -> None:
     narrator.say(f"\nEvery step happened, in {narrator.seconds:.0f} seconds.")
     if not keep:
         narrator.say("`ipe demo --keep` stays up: try the commands above in a second terminal.")
         return
+    narrator.say(f"It stays up until Ctrl-C. In a second terminal: ipe doctor{_in_context()}, or any command above.")
+    await until_stopped()
+
+
+@contextmanager
+def _remembered(stage: Stage) -> Iterator[None]:
+    """A context for a second terminal, as long as the demo runs; the user's current context stays the current one."""
     from ipe_events.bus.contexts import Contexts
 
     contexts = Contexts()
+    before = contexts.current()
     contexts.add(CONTEXT, stage.settings)
-    narrator.say(f"It stays up until Ctrl-C. In a second terminal: ipe doctor{_in_context()}, or any command above.")
     try:
-        await until_stopped()
+        yield
     finally:
-        _forget(contexts, stage)
-
-
-def _forget(contexts: "Contexts", stage: Stage) -> None:
-    """Remove the demo's context, unless another demo has taken the name over meanwhile."""
-    ours = next((one for one in contexts.list() if one.name == CONTEXT and one.origin == "ipe"), None)
-    if ours is not None and ours.settings.servers == stage.settings.servers:
-        contexts.remove(CONTEXT)
+        ours = next((one for one in contexts.list() if one.name == CONTEXT and one.origin == "ipe"), None)
+        # another demo may have taken the name over meanwhile
+        if ours is not None and ours.settings.servers == stage.settings.servers:
+            contexts.remove(CONTEXT)
+            if before and before != CONTEXT and contexts.current() != before:
+                contexts.use(before)
 
 
 # --- three simulated clusters --------------------------------------------------------------------------------------------
@@ -118,8 +115,9 @@ async def _simulated_story(narrator: Narrator, stage: Stage, listener: Listener,
     )
     begun = narrator.seconds
     for cluster in SIMULATED:
+        mode = "enforce" if cluster == ENFORCING else "observe"
         kubeconfig = stage.folder / f"{cluster}.kubeconfig"
-        config = write_agent_config(stage, cluster, kubeconfig=kubeconfig, handler=name, enforce=cluster == ENFORCING)
+        config = write_agent_config(stage, cluster, kubeconfig=kubeconfig, handler=name, mode=mode, writes=True)
         start_agent(stage, config)
     await narrator.chapter("Many clusters, one bus")
     first = await listener.until("a first change on the bus", _is(CHANGE.name), SETUP_SECONDS)
@@ -217,7 +215,7 @@ async def _trace(narrator: Narrator, stage: Stage, outcome: Entry) -> None:
 async def _observed_story(narrator: Narrator, stage: Stage, listener: Listener, stack: AsyncExitStack, kubeconfig: Path) -> None:
     handlers = load_handlers(example_file())
     name = handlers[0].name
-    config = write_agent_config(stage, "yours", kubeconfig=kubeconfig, handler=name, enforce=False)
+    config = write_agent_config(stage, "yours", kubeconfig=kubeconfig, handler=name, mode="observe", writes=False)
     begun = narrator.seconds
     start_agent(stage, config)
     await narrator.chapter("Your cluster, observed only: the agent's configuration forbids every write")
@@ -231,7 +229,7 @@ async def _observed_story(narrator: Narrator, stage: Stage, listener: Listener, 
     await narrator.chapter("A handler reads every deployment")
     deployments = listener.count(_is(CHANGE.name, resource=RESOURCE))
     settled: list[object] = []
-    from_start = [replace(one, start="all") if isinstance(one, Subscription) else one for one in handlers]
+    from_start = [replace(one, start="all", clusters=()) if isinstance(one, Subscription) else one for one in handlers]
     await stack.enter_async_context(HandlerApp(from_start, stage.settings, on_settled=lambda *_event: settled.append(None)))
     await eventually("the handler has read all deployments", lambda: len(settled) >= deployments or None, SYNC_SECONDS)
     asked = listener.count(_is(COMMAND.name, handler=name))
