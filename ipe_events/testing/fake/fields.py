@@ -153,6 +153,28 @@ def _write(fields: FieldSet) -> JsonObject:
     return written
 
 
+def _without(wire: JsonObject, gone: FieldSet) -> JsonObject:
+    """``wire`` minus ``gone``; the same object when they share nothing, which is the rule: most writes touch few fields."""
+    return _write(_minus(_parse(wire), gone)) if _meet(wire, gone) else wire
+
+
+def _meet(wire: JsonObject, fields: FieldSet) -> bool:
+    """Whether some field is in both."""
+    return any(
+        element == "." or ("." in below if not wire[element] else _meet(wire[element], below))
+        for element, below in fields.items()
+        if element in wire
+    )
+
+
+def _holds(wire: JsonObject, fields: FieldSet) -> bool:
+    """Whether ``wire`` has all of ``fields``."""
+    return all(
+        element in wire and (element == "." or (below == _OWNED if not wire[element] else _holds(wire[element], below)))
+        for element, below in fields.items()
+    )
+
+
 def after_update(
     entries: list[JsonObject],
     old: JsonObject,
@@ -179,23 +201,23 @@ def after_update(
     difference = Comparison(old, new, custom=custom)
     if subresource == "scale":
         _as_scale_does(difference, entries, new)
+    changed, removed = difference.changed, difference.removed
     mine = (manager, "Update", api_version, subresource)
     result: list[JsonObject] = []
-    own: FieldSet = {}
-    own_entry: JsonObject | None = None
+    own: JsonObject = {}
     for entry in entries:
-        fields = _minus(_parse(entry.get("fieldsV1", {})), difference.removed)
+        fields = _without(entry.get("fieldsV1", {}), removed)
         if (entry.get("manager"), entry.get("operation"), entry.get("apiVersion"), entry.get("subresource", "")) == mine:
-            own, own_entry = fields, entry
-        elif left := _minus(fields, difference.changed):
-            result.append({**entry, "fieldsV1": _write(left)})
-    if own := _union(own, difference.changed):
-        fields_v1 = _write(own)
-        if own_entry is not None and own_entry.get("fieldsV1") == fields_v1 and not difference.changed:
-            time = own_entry.get("time", time)
+            own = fields
+            if not changed and fields:
+                result.append(entry | {"fieldsV1": fields})
+        elif left := _without(fields, changed):
+            result.append(entry if left is entry.get("fieldsV1") else entry | {"fieldsV1": left})
+    if changed:
         mine_entry: JsonObject = {"manager": manager, "operation": "Update", "apiVersion": api_version}
         if subresource != "scale":  # the real server forgets the time of these
             mine_entry["time"] = time
+        fields_v1 = own if _holds(own, changed) else _write(_union(_parse(own), changed))
         mine_entry |= {"fieldsType": "FieldsV1", "fieldsV1": fields_v1}
         if subresource:
             mine_entry["subresource"] = subresource

@@ -87,9 +87,8 @@ def check(options: ListOptions) -> None:
         message = f'Unsupported value: "{options.match}": supported values: "Exact", "NotOlderThan", ""'
         raise status.bad_options("resourceVersionMatch", message, reason="FieldValueNotSupported")
     if options.match == "Exact" and options.rv == "0":
-        raise status.bad_options(
-            "resourceVersionMatch", 'Forbidden: resourceVersionMatch "exact" is forbidden for ' + 'resourceVersion "0"'
-        )
+        message = 'Forbidden: resourceVersionMatch "exact" is forbidden for resourceVersion "0"'
+        raise status.bad_options("resourceVersionMatch", message)
 
 
 def page(store: Store, kind: Kind, options: ListOptions) -> Page:

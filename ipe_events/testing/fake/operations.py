@@ -108,6 +108,14 @@ class Operations:
         if given != (kind.group_version, kind.kind):
             raise status.bad_request(f"{given[1]} in version {given[0]!r} cannot be handled as a {kind.kind}: unknown conversion")
         metadata = new["metadata"] = new.get("metadata") or {}
+        for field in () if kind.custom else ("spec", "status"):
+            if new.get(field, ...) is None:
+                del new[field]
+            elif not isinstance(new.get(field, {}), dict):
+                raise status.bad_request(
+                    f"{kind.kind} in version {kind.version!r} cannot be handled as a {kind.kind}: json: cannot unmarshal "
+                    f"{type(new[field]).__name__} into Go struct field {kind.kind}.{field}"
+                )
         if kind.namespaced:
             if metadata.setdefault("namespace", namespace) != namespace:
                 raise status.bad_request("the namespace of the provided object does not match the namespace sent on the request")
@@ -120,7 +128,7 @@ class Operations:
             raise status.StatusError(500, "", "resourceVersion should not be set on objects to be created")
         if not metadata.get("name"):
             prefix = metadata.get("generateName")
-            if not prefix:
+            if not prefix or not isinstance(prefix, str):
                 cause = ("metadata.name", "FieldValueRequired", "Required value: name or generateName is required")
                 raise status.invalid(kind, "", cause)
             metadata["name"] = prefix + "".join(self._random.choices(_NAME_ALPHABET, k=5))
