@@ -15,7 +15,7 @@ from ipe_events.errors import ConfigError, SchemaError
 from ipe_events.events.codec import decode, encode
 from ipe_events.events.explain import explain, quote
 from ipe_events.policy.documents import Document, parse_documents, read_documents
-from ipe_events.policy.model import API_VERSION, Policy, kinds
+from ipe_events.policy.model import API_VERSION, Policy, PolicyT, kinds
 from ipe_events.subjects import escape
 
 BUCKET = "ipe_policies"
@@ -62,17 +62,21 @@ def encode_kv(policy: Policy[Any]) -> bytes:
     return encode(_Stored(policy=policy.model_dump(mode="json", by_alias=True)))
 
 
-def decode_kv(key: str, value: bytes) -> Policy[Any]:
+def decode_kv(key: str, value: bytes, model: type[PolicyT]) -> PolicyT:
     """The policy in a value of the bucket.
 
+    Args:
+        key: where it stands: ``<kind>.<name>``.
+        value: what stands there.
+        model: of the kind that the key names.
+
     Raises:
-        SchemaError: it is malformed, from a future version, of an unknown kind, or not what its key says.
+        SchemaError: it is malformed, from a future version, of another kind, or not what its key says.
     """
     where = f"{BUCKET}/{key}"
     document = decode(_Stored, value).policy
-    model = kinds().get(str(document.get("kind")))
-    if model is None:
-        raise SchemaError(f"unknown kind {quote(document.get('kind'))}", where=where, fix="start the handler that declares it")
+    if document.get("kind") != model.kind_name:
+        raise SchemaError(f"kind is {quote(document.get('kind'))}, not {model.kind_name}", where=where)
     try:
         # as JSON, since a tuple or an enumeration is written as a list or text there
         policy = model.model_validate_json(json.dumps(document))

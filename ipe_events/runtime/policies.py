@@ -5,20 +5,16 @@ in the log once per revision, and the last good one stays in force: a typing mis
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from ipe_events.declaration import Declared, declaration_error, injectable
 from ipe_events.errors import SchemaError
-from ipe_events.events.codec import parse
+from ipe_events.policy import BUCKET, Policy, PolicySet, decode_kv
 from ipe_events.runtime.port import Port
 from ipe_events.telemetry.log import get_logger
 
-BUCKET = "ipe_policies"
-
-P = TypeVar("P", bound=BaseModel)
+P = TypeVar("P", bound=Policy[Any])
 
 log = get_logger(__name__)
 
@@ -30,10 +26,15 @@ class Policies(Generic[P]):
     def __init__(self, model: type[P]) -> None:
         self._model = model
         self._documents: dict[str, P] = {}
+        self._set: PolicySet[P] = PolicySet()
 
     def all(self) -> list[P]:
         """Every document in force, by name."""
         return [self._documents[key] for key in sorted(self._documents)]
+
+    def select(self, cluster: str, namespace: str = "", labels: Mapping[str, str] | None = None) -> tuple[P, ...]:
+        """The documents that apply to an object, the one that counts first (see ``PolicySet.select``)."""
+        return self._set.select(cluster, namespace, labels)
 
     def __iter__(self) -> Iterator[P]:
         return iter(self.all())
@@ -41,23 +42,23 @@ class Policies(Generic[P]):
     def __len__(self) -> int:
         return len(self._documents)
 
-    def put(self, key: str, document: dict[str, Any]) -> bool:
-        """Take a document in; False when it does not fit and the last good one stays."""
+    def put(self, key: str, body: bytes) -> bool:
+        """Take a stored document in; False when it does not fit and the last good one stays."""
         try:
-            self._documents[key] = self._model.model_validate(document)
-        except ValidationError as error:
-            log.error(  # noqa: TRY400 - the problems are told, a traceback adds nothing
-                "policy document refused; the last good one stays in force",
-                key=key,
-                kind=self._model.__name__,
-                problems=[f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()],
+            policy = decode_kv(key, body, self._model)
+        except SchemaError as error:
+            log.error(  # noqa: TRY400 - the problem is told, a traceback adds nothing
+                "policy document refused; the last good one stays in force", key=key, kind=self._model.__name__, error=str(error)
             )
             return False
+        self._documents[key] = policy
+        self._set = PolicySet(self._documents.values())
         return True
 
     def drop(self, key: str) -> None:
         """A document was deleted."""
         self._documents.pop(key, None)
+        self._set = PolicySet(self._documents.values())
 
 
 class PolicyStore:
@@ -79,7 +80,7 @@ class PolicyStore:
         Raises:
             DeclarationError: ``Policies`` without a model.
         """
-        if model is None or not issubclass(model, BaseModel):
+        if model is None or not issubclass(model, Policy):
             raise declaration_error(declared.function, "Policies of what?", fix="Policies[DriftPolicy]")
         return self._kinds.setdefault(model.__name__, Policies(model))
 
@@ -113,11 +114,7 @@ class PolicyStore:
                 self._take(entry.key, entry.value)
 
     def _take(self, key: str, body: bytes) -> None:
-        try:
-            document = parse(body)
-        except SchemaError as error:
-            log.error("policy document refused", key=key, error=str(error))  # noqa: TRY400 - a traceback adds nothing
-            return
-        kind = document.get("kind") if isinstance(document, dict) else None
-        if isinstance(kind, str) and kind in self._kinds:
-            self._kinds[kind].put(key, document)
+        """Hand a document to the policies of its kind, which its key names; other kinds are other handlers' affair."""
+        policies = self._kinds.get(key.partition(".")[0])
+        if policies is not None:
+            policies.put(key, body)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import Field
+from structlog.testing import capture_logs
 
 from ipe_events.errors import ConfigError, DeclarationError, SchemaError
 from ipe_events.policy import (
@@ -21,6 +22,7 @@ from ipe_events.policy import (
     load_text,
 )
 from ipe_events.policy.documents import MAX_DEPTH, parse_documents
+from ipe_events.runtime.policies import Policies
 
 
 class NapTime(Part):
@@ -263,15 +265,15 @@ def test_a_policy_survives_the_bucket():
     key, value = kv_key(policy), encode_kv(policy)
     assert key == "NapPolicy.noon=2Eeu"
     assert value.startswith(b'{"policy":{"apiVersion":"ipe.dev/v1alpha1","kind":"NapPolicy"')
-    assert decode_kv(key, value) == policy
-    assert encode_kv(decode_kv(key, value)) == value
+    assert decode_kv(key, value, NapPolicy) == policy
+    assert encode_kv(decode_kv(key, value, NapPolicy)) == value
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ((b'"version":1', b'"version":2'), "version 2 is from the future"),
-        ((b"NapPolicy", b"NopPolicy"), 'unknown kind "NopPolicy"'),
+        ((b"NapPolicy", b"NopPolicy"), 'kind is "NopPolicy", not NapPolicy'),
         ((b'"mode":"observe"', b'"mode":"x"'), r"ipe_policies/NapPolicy\.noon: spec\.mode: value \"x\""),
         ((b'"mode":"observe"', b'"mood":"observe"'), r"spec\.mood: .*unknown field"),
         ((b'"noon"', b'"dusk"'), r"the value belongs under 'NapPolicy\.dusk'"),
@@ -284,4 +286,18 @@ def test_a_value_of_the_bucket_is_hostile_until_read(change: tuple[bytes, bytes]
     value = encode_kv(policy)
     assert change[0] in value
     with pytest.raises(SchemaError, match=message):
-        decode_kv("NapPolicy.noon", value.replace(*change, 1))
+        decode_kv("NapPolicy.noon", value.replace(*change, 1), NapPolicy)
+
+
+def test_the_policies_of_a_handler_read_the_bucket_and_keep_the_last_good_document():
+    policies = Policies(NapPolicy)
+    good = nap("noon", select={"clusters": ["prod"]})
+    assert policies.put(kv_key(good), encode_kv(good))
+    assert policies.select("prod") == (good,)
+    assert policies.select("test") == ()
+    with capture_logs() as logs:
+        assert not policies.put(kv_key(good), encode_kv(good).replace(b'"minutes":30', b'"minutes":0'))
+    assert logs[0]["error"].startswith("ipe_policies/NapPolicy.noon: spec.minutes: value 0")
+    assert policies.all() == [good]
+    policies.drop(kv_key(good))
+    assert policies.select("prod") == ()
