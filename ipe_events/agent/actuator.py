@@ -13,7 +13,6 @@ from contextlib import suppress
 from datetime import timedelta
 
 import orjson
-from pydantic import ValidationError
 
 from ipe_events.agent.carrier import Carrier, Job, Postponed, outcome_id
 from ipe_events.agent.claims import digest
@@ -24,6 +23,7 @@ from ipe_events.bus.connection import Bus
 from ipe_events.bus.consumer import Consumer, ConsumerSpec, Delivery
 from ipe_events.clock import SYSTEM, Clock
 from ipe_events.errors import IpeError, SchemaError, SubjectError
+from ipe_events.events.codec import decode
 from ipe_events.events.command import VERBS, Command
 from ipe_events.events.outcome import Outcome, Status
 from ipe_events.subjects import COMMAND, OUTCOME, escape
@@ -128,8 +128,8 @@ class Actuator:
         subject = OUTCOME.filter(cluster=self._cluster)
         async for delivery in self._bus.read(OUTCOME.stream, [subject], start=now - timedelta(hours=1)):
             try:
-                outcome = Outcome.model_validate_json(delivery.body)
-            except ValidationError:
+                outcome = decode(Outcome, delivery.body)
+            except SchemaError:
                 log.warning("an outcome cannot be read", cluster=self._cluster, sequence=delivery.seq)
                 continue
             self._carrier.recall(outcome, max(0.0, (now - delivery.time).total_seconds()))
@@ -161,10 +161,9 @@ class Actuator:
         except SchemaError:
             trace = new_trace()
         try:
-            command = Command.model_validate_json(delivery.body)
-        except ValidationError as error:
-            problem = _first_problem(error)
-            outcome = self._malformed(delivery, addressee, problem)
+            command = decode(Command, delivery.body, ce_type=delivery.headers.get("ce-type"))
+        except SchemaError as error:
+            outcome = self._malformed(delivery, addressee, str(error)[:2_000])
             self._lanes.submit(
                 ("malformed", addressee.handler),
                 lambda: self._settle(
@@ -242,10 +241,3 @@ def _stated_id(delivery: Delivery) -> str:
     with suppress(SchemaError):
         stated.append(delivery.headers.get("Nats-Msg-Id"))
     return next((each for each in stated if isinstance(each, str) and _ID.fullmatch(each)), "")
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first mistake, by its place and kind; the value, which its author chose, is not repeated."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"])) or "the body"
-    return f"not a command: {place[:200]}: {first['msg'][:200]}"

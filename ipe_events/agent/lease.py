@@ -48,7 +48,7 @@ class LeaseKeeper:
         settings: where the Lease is and how long it lasts.
         identity: of this agent; must differ between agents.
         hold: whether to try to hold it.
-        on_role: called when the role changes.
+        on_role: called when the role changes; may be set later.
         clock: of the process.
 
     Attributes:
@@ -71,7 +71,7 @@ class LeaseKeeper:
         self._settings = settings
         self._identity = identity
         self._hold = hold
-        self._on_role = on_role
+        self.on_role = on_role
         self._clock = clock
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
         self._path = f"{self._collection}/{settings.name}"
@@ -212,4 +212,4 @@ class LeaseKeeper:
             return
         log.info("Lease role changed", cluster=self._session.name, role=role.value, before=self.role.value, holder=self.holder)
         self.role = role
-        self._on_role(role)
+        self.on_role(role)

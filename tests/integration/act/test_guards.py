@@ -208,7 +208,7 @@ async def test_a_loop_is_seen_even_when_its_author_does_not_count(fake_place, st
     ("change", "place_of_fault"),
     [
         ({"surprise": 1}, "surprise"),
-        ({"action": {"verb": "scale", "replicas": 5, "force": True}}, "action.scale.force"),
+        ({"action": {"verb": "scale", "replicas": 5, "force": True}}, "action.force"),
         ({"action": {"verb": "exec"}}, "action"),
         ({"precondition": {"uuid": "x"}}, "precondition.uuid"),
         ({"schema_version": 2}, "schema_version"),
@@ -223,7 +223,7 @@ async def test_what_is_no_command_is_refused_by_schema(fake_place, streams, chan
         await rig.publish(body, verb="scale")
         outcome = await rig.outcome(body["id"])
         assert (outcome.status, outcome.guardrail, outcome.handler) == (Status.REFUSED, "schema", "guard")
-        assert outcome.message.startswith(f"not a command: {place_of_fault}:")
+        assert f"{place_of_fault}:" in outcome.message
         assert (await rig.do(SCALE)).status is Status.APPLIED
 
 

@@ -308,7 +308,7 @@ async def test_of_two_agents_exactly_one_writes(place, streams):
             place, streams, role=Role.UNKNOWN, session=sessions[1], agent="agent-2", write_seconds=keepers[1].remaining
         ) as two,
     ):
-        keepers[0]._on_role, keepers[1]._on_role = one.actuator.on_role, two.actuator.on_role
+        keepers[0].on_role, keepers[1].on_role = one.actuator.on_role, two.actuator.on_role
         tasks = [asyncio.create_task(keeper.run()) for keeper in keepers]
         await eventually(lambda: sorted(keeper.role for keeper in keepers) == [Role.HOLDER, Role.STANDBY])
         first = next(index for index, keeper in enumerate(keepers) if keeper.role is Role.HOLDER)
