@@ -221,6 +221,7 @@ class ClusterAgent:
             freezes=await self._bus.kv(FREEZE_BUCKET),
             redactor=collector.redactor,
             write_seconds=lease.remaining,
+            no_lease=lease.hopeless,
             timeout=act.timeout,
             on_written=collector.written,
             clock=self._clock,

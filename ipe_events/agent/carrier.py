@@ -128,6 +128,7 @@ class Carrier:
         bus: for freezes, claims, ledger and outcomes.
         redactor: for everything that goes back to the bus.
         write_seconds: how long a write may still be started and last; 0 when this agent may not write now.
+        no_lease: why this agent can never hold the Lease as things are; empty when another one holds it, or nobody knows yet.
         timeout: seconds of one request to the API server.
         on_written: told of each write: uid, resourceVersion, hops, command id, trace.
         clock: of the process.
@@ -147,6 +148,7 @@ class Carrier:
         freezes: KeyValue,
         redactor: Redacts,
         write_seconds: Callable[[], float],
+        no_lease: Callable[[], str] = lambda: "",
         timeout: float = 10.0,
         on_written: Callable[[str, str, int, str, Trace], None] | None = None,
         clock: Clock = SYSTEM,
@@ -162,6 +164,7 @@ class Carrier:
         self._freezes = freezes
         self._redactor = redactor
         self._write_seconds = write_seconds
+        self._no_lease = no_lease
         self._timeout = timeout
         self._on_written = on_written
         self._clock = clock
@@ -333,7 +336,11 @@ class Carrier:
     async def _claim_and_write(self, job: Job, accepted: Accepted) -> None:
         command, target, facts = job.command, accepted.target, accepted.facts
         if self._write_seconds() < _LEAST_TIME:
-            raise Postponed("this agent does not hold the cluster's Lease")
+            why = self._no_lease()
+            if not why:
+                raise Postponed("this agent does not hold the cluster's Lease")
+            await self._conclude(job, self._refused(job, Refusal("lease", why)))
+            return
         claim = Claim(
             command=command.id,
             digest=job.digest,

@@ -87,6 +87,10 @@ class LeaseKeeper:
             return 0.0
         return max(0.0, self._until - self._clock.monotonic())
 
+    def hopeless(self) -> str:
+        """Why nobody holds the Lease and this agent cannot; empty when somebody does, or it is not known."""
+        return self.problem if self.role is Role.VACANT else ""
+
     async def run(self) -> None:
         """Hold or follow the Lease until cancelled; never ends by itself."""
         while True:
