@@ -115,7 +115,7 @@ async def test_what_retention_removes_while_we_are_slow_is_a_gap(bus: Bus):
     reader.hold = True
     consumer = await reader.start(bus, ConsumerSpec("S", "c", start="all", max_ack_pending=10, batch=10))
     ids = await publish(bus, 0, 300)
-    await eventually(lambda: len(reader.held) == 10)
+    await eventually(lambda: len(reader.held) >= 10)  # more when the stream drops one that we hold
     reader.hold = False
     for delivery in reader.held:
         delivery.ack()
