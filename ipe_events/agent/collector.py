@@ -412,11 +412,8 @@ class Collector:
             on_report=self._on_report,
             on_open=self._on_open,
             on_rewound=self._on_rewound,
-            cause_of=self._cause_of,
+            links=self._links,
         )
-
-    def _cause_of(self, uid: str, version: int) -> ChangeCause | None:
-        return self._links.pop((uid, version), None) if self._links else None
 
     # --- what watchers tell --------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class Feed:
         clock: dates what is read.
         drop_managed_fields: cut them out.
         on_gap: called with cause, object and sentence when a change is published without its object.
-        cause_of: the command behind a (uid, resourceVersion), if the agent's own write made it.
+        links: (uid, resourceVersion) → the command of this agent that made it; an entry is taken out when its change comes.
 
     Attributes:
         sequence: changes published since the epoch began.
@@ -86,7 +86,7 @@ class Feed:
         clock: Clock,
         drop_managed_fields: bool = False,
         on_gap: Callable[[str, str, str], None],
-        cause_of: Callable[[str, int], Cause | None] | None = None,
+        links: dict[tuple[str, int], Cause],
     ) -> None:
         self.identity = identity
         self.resource = resource
@@ -99,7 +99,7 @@ class Feed:
         self._clock = clock
         self._drop_managed_fields = drop_managed_fields
         self._on_gap = on_gap
-        self._cause_of = cause_of
+        self._links = links
         self._ref = resource.ref
         self._where = f"{identity.cluster}: {self._ref}"
         self._always_redact = redactor.always(self._ref)
@@ -244,18 +244,16 @@ class Feed:
         route = self._routes.get((verb, meta.namespace))
         if route is None:
             route = self._route(verb, meta.namespace)
-        if not _SAFE.fullmatch(name):
-            name = percent_encode(name)
-        if not _SAFE.fullmatch(uid):
-            uid = percent_encode(uid)
+        if not _SAFE.fullmatch(uid + name):
+            name, uid = percent_encode(name), percent_encode(uid)
         self.sequence += 1
         at = self._trace_at
         if at >= len(self._traces):
             self._traces, at = os.urandom(_TRACE_DIGITS // 2 * _TRACES).hex(), 0
         self._trace_at = at + _TRACE_DIGITS
         trace = f"00-{self._traces[at : at + 32]}-{self._traces[at + 32 : at + 48]}-01"
-        if self._cause_of is not None:
-            cause = self._cause_of(uid, version)
+        if self._links:
+            cause = self._links.pop((meta.uid, version), None)
             if cause is not None:
                 trace = cause.traceparent or trace
                 extra += f"ce-cause: {percent_encode(cause.command)}\r\nce-hops: {cause.hops}\r\n"
@@ -265,13 +263,13 @@ class Feed:
             f"ce-sequence: {self.sequence}\r\n{extra}traceparent: {trace}\r\n\r\n"
         )
         try:
-            self._lane.send(route[0], message_id.encode(), head.encode(), body, mark)
+            self._lane.send(route[0], head.encode(), body, mark)
         except PayloadTooLarge as error:
             extra += self._without_object("oversize", meta, body, error.message)
             self.sequence -= 1
             self._send(verb, meta, version, self._stub(meta), extra, mark)
             return
-        self._published.add()
+        self._published.value += 1
 
     def _route(self, verb: str, namespace: str) -> tuple[bytes, str]:
         """Subject and first header lines, the same for every change of this verb and namespace."""

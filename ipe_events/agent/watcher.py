@@ -40,7 +40,7 @@ class Surroundings(NamedTuple):
         on_report: told how requests end.
         on_open: told that a request was answered.
         on_rewound: told that the history went backwards: resource, highest seen, seen now.
-        cause_of: the command behind a change, if known.
+        links: (uid, resourceVersion) → the command of this agent that made it.
     """
 
     cluster: str
@@ -56,7 +56,7 @@ class Surroundings(NamedTuple):
     on_report: Callable[["Watcher", Report], None]
     on_open: Callable[["Watcher"], None]
     on_rewound: Callable[[str, int, int], None]
-    cause_of: Callable[[str, int], ChangeCause | None]
+    links: dict[tuple[str, int], ChangeCause]
 
 
 class _Snapshot(NamedTuple):
@@ -165,7 +165,7 @@ class Watcher:
             clock=around.clock,
             drop_managed_fields=self._options.drop_managed_fields,
             on_gap=lambda cause, subject, detail: around.on_gap(self.name, cause, "", "", subject, detail),
-            cause_of=around.cause_of,
+            links=around.links,
         )
         self._feed.sequence = restored.sequence
         self.synced = bool(restored.resume)

@@ -24,9 +24,10 @@ from typing import Self
 import msgspec
 
 from ipe_events.bus.connection import Bus
-from ipe_events.bus.frames import parse_headers, parse_status
+from ipe_events.bus.frames import parse_status
 from ipe_events.bus.reading import OrderedReader
 from ipe_events.errors import BusError, IpeError, PayloadTooLarge
+from ipe_events.events.headers import header
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import counter
 
@@ -42,6 +43,7 @@ _TICK_SECONDS = 0.25
 _LONGEST_PROBE = 5.0
 _LONGEST_PATIENCE = 60.0
 _CRLF = b"\r\n"
+_ID = b"Nats-Msg-Id"
 
 
 class _Error(msgspec.Struct):
@@ -65,7 +67,6 @@ class Ticket(msgspec.Struct, gc=False, eq=False):
 
     lane: "Lane"
     number: int
-    message_id: bytes
     head: bytes
     body: bytes | memoryview
     mark: int
@@ -102,20 +103,19 @@ class Lane:
         """Messages that are not acknowledged, or behind one that is not."""
         return len(self._open)
 
-    def send(self, subject: bytes, message_id: bytes, head: bytes, body: bytes | memoryview, mark: int = 0) -> None:
+    def send(self, subject: bytes, head: bytes, body: bytes | memoryview, mark: int = 0) -> None:
         """Hand over one message; never blocks. Look at ``publisher.full`` before.
 
         Args:
             subject: where to.
-            message_id: the ``Nats-Msg-Id`` that ``head`` contains.
-            head: complete header block.
+            head: complete header block, with a ``Nats-Msg-Id``.
             body: kept as it is (and what it is a slice of) until acknowledged.
             mark: everything up to here has been sent with this message; 0: says nothing.
 
         Raises:
             PayloadTooLarge: nothing was sent.
         """
-        self._publisher._send(self, subject, message_id, head, body, mark)  # noqa: SLF001 - lanes are the publisher's handles
+        self._publisher._send(self, subject, head, body, mark)  # noqa: SLF001 - lanes are the publisher's handles
 
     def mark(self, mark: int) -> None:
         """Everything up to ``mark`` has been sent already."""
@@ -224,7 +224,7 @@ class Publisher:
 
     # --- sending ---------------------------------------------------------------------------------------------------------
 
-    def _send(self, lane: Lane, subject: bytes, message_id: bytes, head: bytes, body: bytes | memoryview, mark: int) -> None:
+    def _send(self, lane: Lane, subject: bytes, head: bytes, body: bytes | memoryview, mark: int) -> None:
         head_size = len(head)
         size = head_size + len(body)
         if size > self._max_payload:
@@ -234,7 +234,7 @@ class Publisher:
         number = self._next
         self._next = number + 1
         frame_head = b"HPUB %b %b%d %d %d\r\n%b" % (subject, self._inbox, number, head_size, size, head)
-        ticket = Ticket(lane, number, message_id, frame_head, body, mark)
+        ticket = Ticket(lane, number, frame_head, body, mark)
         lane._open.append(ticket)  # noqa: SLF001 - lanes are the publisher's handles
         lane.sent += 1
         unacked = self._unacked
@@ -383,13 +383,12 @@ class Publisher:
             stream = lane.stream or await self._stream_of(lane.subjects)
             if not stream:
                 continue
-            waiting = {ticket.message_id: ticket for ticket in self._unacked.values() if ticket.lane is lane}
+            waiting = {header(ticket.head, _ID): ticket for ticket in self._unacked.values() if ticket.lane is lane}
             start = max(lane.acked_seq, lane.after) + 1
             async with OrderedReader(self.bus, stream, (lane.subjects,), start=start, headers_only=True) as reader:
                 for _ in range(reader.pending_at_start):
                     delivery = await reader.next()
-                    message_id = parse_headers(delivery.header_bytes).get("Nats-Msg-Id", "")
-                    ticket = waiting.pop(message_id.encode(), None)
+                    ticket = waiting.pop(header(delivery.header_bytes, _ID), None)
                     if ticket is not None and not ticket.done:
                         self._accept(ticket, delivery.seq)
                     if not waiting:
