@@ -1,5 +1,6 @@
 """Each guardrail refuses what it is for, lets pass what it is not for, and names itself; and they come in their order."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -42,7 +43,7 @@ def command(**changes: Any) -> Command:
 
 
 def facts(**changes: Any) -> Facts:
-    return Facts(**({"now": NOW, "seen": SEEN} | changes))
+    return replace(Facts(now=NOW, seen=SEEN), **changes)
 
 
 def patch(path: str, value: Any = 1, **more: Any) -> dict[str, Any]:
@@ -141,29 +142,17 @@ def test_each_guardrail_lets_pass_what_it_is_not_for(each, rules, known):
 
 def test_they_come_in_order():
     """With everything wrong at once, mending one fault after the other shows the next guardrail."""
-    rules = Rules(grants=GrantSet((GRANT.model_copy(update={"mode": Mode.OBSERVE, "namespaces": ("*",)}),)))
-    wrong = {"handler": "other", "expires": NOW, "hops": 9, "precondition": {"uid": "u2"}}
-    known = {"freezes": freeze(), "usage": Usage(minute=99), "owners": (owner("/spec"),)}
-    protected = {"group": "apps", "resource": "deployments", "namespace": "kube-system", "name": "dns"}
-
-    def first(rules: Rules = rules) -> str:
-        return verdict(command(**({"target": protected} | wrong)), rules, facts(**known))[0]
-
-    order = [first()]
-    for cure in (lambda: wrong.pop("handler"), lambda: wrong.pop("expires"), lambda: known.pop("freezes")):
-        cure()
-        order.append(first())
-    order.append(first(enforce := grants(mode=Mode.ENFORCE)))
-    wrong["target"] = {**protected, "namespace": "shop"}
-    order.append(first(enforce))
-    for cure in (
-        lambda: wrong.pop("hops"),
-        lambda: known.pop("usage"),
-        lambda: known.pop("owners"),
-        lambda: wrong.pop("precondition"),
-    ):
-        cure()
-        order.append(first(enforce))
+    dns = {"group": "apps", "resource": "deployments", "namespace": "kube-system", "name": "dns"}
+    rules = grants(mode=Mode.OBSERVE)
+    wrong: dict[str, Any] = {"target": dns, "handler": "other", "expires": NOW, "hops": 9, "precondition": {"uid": "u2"}}
+    known: dict[str, Any] = {"freezes": freeze(), "usage": Usage(minute=99), "owners": (owner("/spec"),)}
+    order = []
+    for cured in ("handler", "expires", "freezes", "mode", "target", "hops", "usage", "owners", "precondition", ""):
+        order.append(verdict(command(**wrong), rules, facts(**known))[0])
+        wrong.pop(cured, None)
+        known.pop(cured, None)
+        if cured == "mode":
+            rules = grants(mode=Mode.ENFORCE)
     assert order == ["identity", "expiry", "freeze", "mode", "protected", "loop", "rate", "ledger", "precondition", ""]
 
 
