@@ -29,7 +29,7 @@ ATTRIBUTE = "__ipe_declaration__"
 
 Start: TypeAlias = Literal["new", "snapshot", "all"] | datetime
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(ms|s|m|h|d))")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

@@ -27,7 +27,8 @@ def restarts_of(pod: dict[str, Any]) -> int:
 @handler(on="pods", name="restart-digest", concurrency=8)
 async def count(pod: Change, state: State) -> None:
     if pod.verb == "deleted":
-        return await state.delete(pod.uid)
+        await state.delete(pod.uid)
+        return
     total, known = restarts_of(pod.object), await state.get(pod.uid)
     if known is not None and total > known:
         place = f"{pod.cluster}/{pod.namespace}"
