@@ -168,9 +168,10 @@ class WatchDecoder:
                 body = view[start + len(entry[1]) : end - 1]
                 try:
                     head = decode(body)
-                except _FAILURES as error:
-                    raise self._malformed(error) from error
-                yield entry[0], head, body, True
+                except _FAILURES:  # perhaps something follows the object; the long way knows
+                    yield self._event(chunk, view, start, end)
+                else:
+                    yield entry[0], head, body, True
             elif end > start:
                 yield self._event(chunk, view, start, end)
             start, end = end + 1, chunk.find(b"\n", end + 1)
