@@ -6,8 +6,6 @@ under some load; on your own cluster there is one agent, which observes.
 """
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +15,6 @@ from typing import Any
 from ipe_events.bus import topology
 from ipe_events.bus.connection import Bus, BusSettings
 from ipe_events.bus.embedded import EmbeddedServer, EmbeddedSettings
-from ipe_events.declaration import Declared, declaration_of
 from ipe_events.errors import ConfigError, IpeError
 from ipe_events.testing.fake import FakeCluster
 from ipe_events.testing.load import LoadGenerator, churn
@@ -185,25 +182,6 @@ def example_file() -> Path:
         if file.is_file():
             return file
     raise ConfigError("the example handler scale_guard.py was not installed", fix="install ipe-events from its wheel")
-
-
-def load_handlers(file: Path) -> list[Declared]:
-    """The handlers that a file declares.
-
-    Raises:
-        ConfigError: the file declares none.
-        DeclarationError: one is declared wrongly.
-    """
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
-    found = [declared for value in vars(module).values() if (declared := declaration_of(value)) is not None]
-    if not found:
-        raise ConfigError("the file declares no handler", where=str(file), fix="decorate a function with @handler")
-    return found
 
 
 def first_trouble(stage: Stage) -> IpeError | None:

@@ -20,7 +20,6 @@ from ipe_events.cli.demo_stage import (
     Stage,
     example_file,
     first_trouble,
-    load_handlers,
     simulated,
     staged,
     start_agent,
@@ -31,6 +30,7 @@ from ipe_events.cli.reading import trail_around
 from ipe_events.cli.record import Entry
 from ipe_events.clock import SYSTEM
 from ipe_events.declaration import Subscription
+from ipe_events.runtime import registry
 from ipe_events.runtime.app import HandlerApp
 from ipe_events.subjects import CHANGE, CLUSTER, COMMAND, OUTCOME
 
@@ -108,18 +108,18 @@ def _remembered(stage: Stage) -> Iterator[None]:
 
 async def _simulated_story(narrator: Narrator, stage: Stage, listener: Listener, stack: AsyncExitStack) -> None:
     file = example_file()
-    handlers = load_handlers(file)
+    handlers = registry.load([str(file)])
     name = handlers[0].name
     narrator.step(
         "clusters", f"{len(stage.clusters)} simulated clusters serve the Kubernetes API over HTTP: {', '.join(SIMULATED)}"
     )
+    await narrator.chapter("Many clusters, one bus")
     begun = narrator.seconds
     for cluster in SIMULATED:
         mode = "enforce" if cluster == ENFORCING else "observe"
         kubeconfig = stage.folder / f"{cluster}.kubeconfig"
         config = write_agent_config(stage, cluster, kubeconfig=kubeconfig, handler=name, mode=mode, writes=True)
         start_agent(stage, config)
-    await narrator.chapter("Many clusters, one bus")
     first = await listener.until("a first change on the bus", _is(CHANGE.name), SETUP_SECONDS)
     narrator.step("first-event", f"the first change is on the bus: {first.summary} in {first.cluster}",
                   seconds=narrator.seconds - begun, show=f"ipe events show {first.ref}{_in_context()}")  # fmt: skip
@@ -213,18 +213,25 @@ async def _trace(narrator: Narrator, stage: Stage, outcome: Entry) -> None:
 
 
 async def _observed_story(narrator: Narrator, stage: Stage, listener: Listener, stack: AsyncExitStack, kubeconfig: Path) -> None:
-    handlers = load_handlers(example_file())
+    handlers = registry.load([str(example_file())])
     name = handlers[0].name
     config = write_agent_config(stage, "yours", kubeconfig=kubeconfig, handler=name, mode="observe", writes=False)
+    await narrator.chapter("Your cluster, observed only: the agent's configuration forbids every write")
     begun = narrator.seconds
     start_agent(stage, config)
-    await narrator.chapter("Your cluster, observed only: the agent's configuration forbids every write")
-    first = await listener.until("a first change on the bus", _is(CHANGE.name), SETUP_SECONDS)
-    narrator.step("first-event", f"the first change is on the bus: {first.summary} in {first.cluster}",
-                  seconds=narrator.seconds - begun, show=f"ipe events show {first.ref}{_in_context()}")  # fmt: skip
-    await listener.until("connected", _is(CLUSTER.name, cluster=first.cluster, verb="connected"), SYNC_SECONDS)
-    narrator.step("connected", f"{first.cluster} is synchronised: {listener.count(_is(CHANGE.name))} objects on the bus",
-                  show=f"ipe clusters show {first.cluster}{_in_context()}")  # fmt: skip
+    # a cluster whose rights are refused, or that is empty, connects without any change
+    change, connected = _is(CHANGE.name), _is(CLUSTER.name, verb="connected")
+    first = await listener.until("a first change on the bus", lambda entry: change(entry) or connected(entry), SYNC_SECONDS)
+    if change(first):
+        narrator.step("first-event", f"the first change is on the bus: {first.summary} in {first.cluster}",
+                      seconds=narrator.seconds - begun, show=f"ipe events show {first.ref}{_in_context()}")  # fmt: skip
+    told = await listener.until("connected", connected, SYNC_SECONDS)
+    forbidden: dict[str, str] = (told.data or {}).get("refused", {})
+    narrator.step("connected", f"{told.cluster} is synchronised: {listener.count(change)} objects on the bus",
+                  show=f"ipe clusters show {told.cluster}{_in_context()}")  # fmt: skip
+    if RESOURCE in forbidden:
+        fix = f"give these credentials what `ipe rbac agent --collect {RESOURCE}` prints"
+        raise StepFailed(f"{RESOURCE} is refused: {forbidden[RESOURCE]}", where=told.cluster, fix=fix)
 
     await narrator.chapter("A handler reads every deployment")
     deployments = listener.count(_is(CHANGE.name, resource=RESOURCE))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ipe_events.cli import demo_story
-from ipe_events.testing.fake import FakeCluster
+from ipe_events.testing.fake import FakeCluster, Rule
 
 STORY = [
     "bus", "clusters", "first-event", "connected", "handler", "change", "command", "outcome", "effect", "refusal", "trace",
@@ -91,6 +91,18 @@ async def test_your_own_cluster_is_observed_and_never_written(lonely_ipe, tmp_pa
         assert "looked at 2 deployments and asked for 1 changes" in done.out
         assert "1 of 1 commands were refused" in done.out
         assert cluster.resource_version == before
+
+
+async def test_refused_rights_are_named_with_the_fix(lonely_ipe, tmp_path):
+    reads = ("get", "list", "watch")
+    async with FakeCluster(name="mine", token="t") as cluster:
+        cluster.add_token("weak", "weak", rules=[Rule(groups=("",), resources=("pods", "namespaces"), verbs=reads)])
+        file = cluster.kubeconfig(tmp_path / "kubeconfig", token="weak")
+        done = await lonely_ipe("demo", "--pace", "0s", "--kubeconfig", str(file))
+    assert done.code == 1
+    failed = next(line for line in done.out.splitlines() if "✘" in line)
+    assert "mine: deployments.apps is refused: " in failed
+    assert "`ipe rbac agent --collect deployments.apps`" in failed
 
 
 @pytest.mark.parametrize(
