@@ -187,7 +187,7 @@ class HandlerApp:
 
     def _gap(self, declared: Subscription, outbox: Outbox, stream: str, first: int, last: int) -> None:
         gap = Gap(
-            cluster="",
+            cluster="*",  # the stream holds changes of every cluster
             cause="retention",
             since=str(first),
             until=str(last),

@@ -131,6 +131,11 @@ class Batches:
         """Start nothing more."""
         self._turns = 0
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing more is started."""
+        return self._turns == 0
+
     def probe(self) -> None:
         """While frozen, try the batch once."""
         self._turns = 1

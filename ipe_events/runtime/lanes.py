@@ -242,6 +242,11 @@ class Lanes:
         """Start nothing more; what runs goes on."""
         self._turns = 0
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing more is started."""
+        return self._turns == 0
+
     def probe(self) -> None:
         """While frozen, do a single piece of work, of the lane that has waited longest."""
         if self._turns != 0:
