@@ -14,11 +14,13 @@ from datetime import timedelta
 
 import orjson
 
-from ipe_events.agent.carrier import Carrier, Job, Postponed, outcome_id
+from ipe_events.agent.carrier import Carrier
 from ipe_events.agent.claims import digest
 from ipe_events.agent.guardrails import Addressee
+from ipe_events.agent.job import Job, Postponed, outcome_id
 from ipe_events.agent.lanes import Lanes
 from ipe_events.agent.lease import Role
+from ipe_events.agent.outcomes import Outcomes
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.consumer import Consumer, ConsumerSpec, Delivery
 from ipe_events.clock import SYSTEM, Clock
@@ -51,14 +53,18 @@ class Actuator:
         cluster: the operator's name for it.
         bus: the connection.
         carrier: carries out what arrives.
+        outcomes: answers what is no command.
         parallel: commands carried out at a time.
         clock: of the process.
     """
 
-    def __init__(self, cluster: str, bus: Bus, carrier: Carrier, *, parallel: int = 16, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self, cluster: str, bus: Bus, carrier: Carrier, outcomes: Outcomes, *, parallel: int = 16, clock: Clock = SYSTEM
+    ) -> None:
         self._cluster = cluster
         self._bus = bus
         self._carrier = carrier
+        self._outcomes = outcomes
         self._clock = clock
         self._lanes = Lanes(parallel)
         self._open: dict[int, Delivery] = {}
@@ -167,7 +173,7 @@ class Actuator:
             self._lanes.submit(
                 ("malformed", addressee.handler),
                 lambda: self._settle(
-                    delivery.seq, self._carrier.answer_malformed(outcome, delivery.seq, digest(delivery.body), trace)
+                    delivery.seq, self._outcomes.answer_malformed(outcome, delivery.seq, digest(delivery.body), trace)
                 ),
             )
             return

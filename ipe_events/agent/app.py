@@ -175,7 +175,9 @@ class ClusterAgent:
                 session, self._config.lease, f"{self._agent}_{secrets.token_hex(3)}", hold=self._may_write, clock=self._clock
             )
             carrier = await self._carrier(session, collector, lease)
-            actuator = Actuator(self.cluster, self._bus, carrier, parallel=self._config.act.parallel, clock=self._clock)
+            actuator = Actuator(
+                self.cluster, self._bus, carrier, carrier.outcomes, parallel=self._config.act.parallel, clock=self._clock
+            )
             lease.on_role = actuator.on_role
             handle = await self._services(session, collector, carrier, lease).start()
             self._collector, self._lease, self._problem = collector, lease, ""

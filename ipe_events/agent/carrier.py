@@ -10,16 +10,17 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol
 
 import orjson
 
 from ipe_events.agent.claims import Claim, Claimed, Claims
-from ipe_events.agent.guardrails import Addressee, Facts, Refusal, Rules, after_read, before_read, labels_of, precondition
+from ipe_events.agent.guardrails import Facts, Refusal, Rules, after_read, before_read, labels_of, precondition
 from ipe_events.agent.history import Chains, Writes
+from ipe_events.agent.job import Job, Postponed, outcome_id
 from ipe_events.agent.ledger import LedgerKeeper
-from ipe_events.bus.cloudevents import headers_for
+from ipe_events.agent.outcomes import Outcomes
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.kv import KeyValue
 from ipe_events.clock import SYSTEM, Clock
@@ -32,17 +33,12 @@ from ipe_events.events.refs import ResourceRef
 from ipe_events.kube import write
 from ipe_events.kube.discovery import ApiResource, Discovery
 from ipe_events.kube.session import KubeSession
-from ipe_events.subjects import OUTCOME
 from ipe_events.telemetry.log import get_logger
-from ipe_events.telemetry.metrics import counter, histogram
 from ipe_events.telemetry.trace import Trace
 
 log = get_logger(__name__)
 
 JsonObject = dict[str, Any]
-
-COMMANDS = counter("ipe_commands_total", "Commands answered.", ("cluster", "handler", "verb", "status"))
-SECONDS = histogram("ipe_command_seconds", "From the command's arrival to its outcome on the bus.", ("cluster",))
 
 FREEZE_BUCKET = "ipe_freeze"
 FRESH_SECONDS = 0.5
@@ -55,14 +51,6 @@ _UNREADABLE = timedelta(minutes=10)
 """How long after its expiry a claimed command waits for an API server that could tell what became of it."""
 
 
-class Postponed(Exception):
-    """Nothing was done; the message is to come again after ``delay`` seconds."""
-
-    def __init__(self, why: str, delay: float = 1.0) -> None:
-        super().__init__(why)
-        self.delay = delay
-
-
 class Redacts(Protocol):
     """What the carrier needs of the redactor."""
 
@@ -73,25 +61,6 @@ class Redacts(Protocol):
     def redact_text(self, text: str) -> str:
         """The text without what must not cross the bus."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One command as it arrived.
-
-    Attributes:
-        command: read strictly.
-        addressee: what its subject says.
-        digest: of its body.
-        arrived: monotonic second.
-        trace: of the message.
-    """
-
-    command: Command
-    addressee: Addressee
-    digest: str
-    arrived: float
-    trace: Trace
 
 
 @dataclass(slots=True)
@@ -132,6 +101,9 @@ class Carrier:
         timeout: seconds of one request to the API server.
         on_written: told of each write: uid, resourceVersion, hops, command id, trace.
         clock: of the process.
+
+    Attributes:
+        outcomes: where answers go.
     """
 
     def __init__(
@@ -158,7 +130,7 @@ class Carrier:
         self._rules = rules
         self._session = session
         self._discovery = discovery
-        self._bus = bus
+        self.outcomes = Outcomes(cluster, agent, bus, claims, clock)
         self._claims = claims
         self._ledger = ledger
         self._freezes = freezes
@@ -171,7 +143,6 @@ class Carrier:
         self._chains = Chains()
         self._writes = Writes()
         self._discovered = float("-inf")
-        self._seconds = SECONDS.labels(cluster)
 
     async def carry(self, job: Job) -> None:
         """Carry one command to its outcome; on return the message may be acknowledged.
@@ -234,27 +205,6 @@ class Carrier:
         if outcome.status in (Status.APPLIED, Status.UNKNOWN) and outcome.object_ref is not None:
             self._writes.add(outcome.handler, outcome.object_ref, self._clock.monotonic() - age)
             self._chains.wrote(outcome.uid, outcome.resource_version, outcome.hops)
-
-    async def answer_malformed(self, outcome: Outcome, sequence: int, digest: str, trace: Trace) -> None:
-        """Record and publish the outcome of something that is no command.
-
-        Its place in the stream is its identity: whatever id it gives itself, it cannot occupy that of a true command.
-        """
-        claim = Claim(
-            command=f"malformed.{sequence}",
-            digest=digest,
-            agent=self._agent,
-            token=secrets.token_hex(8),
-            time=outcome.time,
-            outcome=outcome,
-        )
-        try:
-            revision = await self._claims.take(outcome.handler, claim)
-        except Claimed as found:
-            claim, revision = found.claim, found.revision
-        if claim.outcome is not None and not claim.published:
-            await self._publish(claim.outcome, trace)
-            await self._claims.update(outcome.handler, claim.model_copy(update={"published": True}), revision)
 
     # --- looking -------------------------------------------------------------------------------------------------------------
 
@@ -492,13 +442,13 @@ class Carrier:
         except Claimed as found:
             await self._resume(job, found)
             return
-        await self._tell(job, claim, revision)
+        await self.outcomes.tell(job, claim, revision)
 
     async def _finish(self, job: Job, outcome: Outcome, claim: Claim, revision: int) -> None:
         """Put the outcome of a claimed command on record, then on the bus."""
         answered = claim.model_copy(update={"outcome": outcome})
         revision = await self._claims.update(job.addressee.handler, answered, revision)
-        await self._tell(job, answered, revision)
+        await self.outcomes.tell(job, answered, revision)
 
     async def _resume(self, job: Job, found: Claimed) -> None:
         """A command that has a record: answer as the record says, or find out what became of it."""
@@ -507,7 +457,7 @@ class Carrier:
             outcome = self._refused(job, Refusal("replay", f"the id {job.command.id!r} belongs to another command"))
             twin = outcome.model_copy(update={"id": derived_id("outcome", job.digest, outcome.id)})
             log.warning("command reuses an id", cluster=self._cluster, handler=job.addressee.handler, command=job.command.id)
-            await self._publish(twin, job.trace)
+            await self.outcomes.publish(twin, job.trace)
             return
         if claim.published:
             log.info("command was answered before", cluster=self._cluster, command=claim.command)
@@ -519,50 +469,9 @@ class Carrier:
                 raise Postponed(f"it cannot be read back: {error}", delay=2.0) from error
             await self._finish(job, await self._read_back(job, resource, claim, None), claim, revision)
             return
-        if not await self._is_published(claim.outcome, claim.time):
-            await self._publish(claim.outcome, job.trace)
+        if not await self.outcomes.is_published(claim.outcome, claim.time):
+            await self.outcomes.publish(claim.outcome, job.trace)
         await self._claims.update(job.addressee.handler, claim.model_copy(update={"published": True}), revision)
-
-    async def _is_published(self, outcome: Outcome, since: datetime) -> bool:
-        """Whether the outcome is in the stream: deduplication does not survive a restart of the broker, so we look."""
-        subject = OUTCOME.format(cluster=outcome.cluster, handler=outcome.handler, verb=outcome.verb)
-        async for delivery in self._bus.read(OUTCOME.stream, [subject], start=since - timedelta(minutes=1)):
-            if delivery.headers.get("Nats-Msg-Id") == outcome.id:
-                return True
-        return False
-
-    async def _tell(self, job: Job, claim: Claim, revision: int) -> None:
-        assert claim.outcome is not None, "only answered commands are told"
-        await self._publish(claim.outcome, job.trace)
-        await self._claims.update(job.addressee.handler, claim.model_copy(update={"published": True}), revision)
-        outcome = claim.outcome
-        COMMANDS.labels(self._cluster, outcome.handler, outcome.verb, outcome.status.value).add(1)
-        self._seconds.observe(self._clock.monotonic() - job.arrived)
-        log.info(
-            "command answered",
-            cluster=self._cluster,
-            handler=outcome.handler,
-            verb=outcome.verb,
-            object=str(outcome.object_ref),
-            command=outcome.command,
-            status=outcome.status.value,
-            guardrail=outcome.guardrail,
-            reason=outcome.reason,
-            trace_id=job.trace.trace_id,
-        )
-
-    async def _publish(self, outcome: Outcome, trace: Trace) -> None:
-        subject = OUTCOME.format(cluster=outcome.cluster, handler=outcome.handler, verb=outcome.verb)
-        headers = headers_for(
-            outcome,
-            id=outcome.id,
-            source=f"/clusters/{self._cluster}",
-            subject=str(outcome.object_ref) if outcome.object_ref else "",
-            time=outcome.time,
-            trace=trace.traceparent,
-            extensions={"cause": outcome.command, "hops": str(outcome.hops)},
-        )
-        await self._bus.publish(subject, outcome.model_dump_json(exclude_none=True).encode(), id=outcome.id, headers=headers)
 
     def _failed(self, job: Job, error: KubeError) -> Outcome:
         return self._outcome(
@@ -586,11 +495,6 @@ class Carrier:
             time=self._clock.now(),
             **fields,
         )
-
-
-def outcome_id(addressee: Addressee, command: str) -> str:
-    """There is one outcome per command: its id follows from the command's."""
-    return derived_id("outcome", addressee.cluster, addressee.handler, command)
 
 
 def _version(obj: JsonObject) -> str:

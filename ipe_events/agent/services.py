@@ -16,11 +16,12 @@ from urllib.parse import quote
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ipe_events.agent.carrier import Carrier, Job, Postponed
+from ipe_events.agent.carrier import Carrier
 from ipe_events.agent.claims import digest
 from ipe_events.agent.config import Answers
 from ipe_events.agent.grants import GrantSet
 from ipe_events.agent.guardrails import Addressee
+from ipe_events.agent.job import Job, Postponed
 from ipe_events.agent.redaction import Redactor
 from ipe_events.bus.connection import Bus, Reply
 from ipe_events.bus.services import Endpoint, Request, ServiceHandle

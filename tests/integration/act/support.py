@@ -11,10 +11,11 @@ from typing import Any
 import orjson
 
 from ipe_events.agent.actuator import Actuator
-from ipe_events.agent.carrier import FREEZE_BUCKET, Carrier, Job
+from ipe_events.agent.carrier import FREEZE_BUCKET, Carrier
 from ipe_events.agent.claims import Claims, digest
 from ipe_events.agent.grants import Grant, GrantSet, Mode
 from ipe_events.agent.guardrails import Addressee, Rules
+from ipe_events.agent.job import Job
 from ipe_events.agent.lease import Role
 from ipe_events.agent.ledger import LedgerKeeper
 from ipe_events.bus.connection import Bus
@@ -202,7 +203,7 @@ async def acting(
     """An actuator that answers commands for ``cluster`` until the block ends."""
     written: list[tuple[Any, ...]] = []
     carrier = await make_carrier(place, bus, cluster, rules=rules, on_written=lambda *args: written.append(args), **more)
-    actuator = Actuator(cluster, bus, carrier)
+    actuator = Actuator(cluster, bus, carrier, carrier.outcomes)
     actuator.on_role(role)
     async with AsyncExitStack() as stack:
         task = asyncio.create_task(actuator.run())

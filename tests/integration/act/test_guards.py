@@ -3,9 +3,10 @@
 import orjson
 import pytest
 
-from ipe_events.agent.carrier import FREEZE_BUCKET, Postponed
+from ipe_events.agent.carrier import FREEZE_BUCKET
 from ipe_events.agent.grants import GrantSet, Limits, Mode
 from ipe_events.agent.guardrails import Rules
+from ipe_events.agent.job import Postponed
 from ipe_events.clock import SYSTEM
 from ipe_events.events.freeze import FREEZE_KEY, Freeze, FreezeState
 from ipe_events.events.outcome import Status

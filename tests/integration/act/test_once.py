@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from ipe_events.agent.carrier import Postponed
 from ipe_events.agent.claims import Claims
 from ipe_events.agent.config import LeaseSettings
+from ipe_events.agent.job import Postponed
 from ipe_events.agent.lease import LeaseKeeper, Role
 from ipe_events.bus.connection import Bus
 from ipe_events.errors import KubeTimeout
