@@ -1,0 +1,89 @@
+"""The publisher against a broker that dies in the middle, and against what it must not send."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from ipe_events.bus.connection import Bus
+from ipe_events.bus.frames import encode_headers
+from ipe_events.bus.publisher import Lane, Publisher
+from ipe_events.bus.topology import ensure
+from ipe_events.errors import PayloadTooLarge
+from tests.helpers import eventually
+from tests.nats import NatsServer
+
+SUBJECT = b"ipe.k8s.prod.core.pods.default.added.0"
+FILTER = "ipe.k8s.prod.core.pods.*.*.*"
+
+
+async def _send(publisher: Publisher, lane: Lane, first: int, end: int) -> None:
+    for number in range(first, end):
+        lane.send(SUBJECT, encode_headers({"Nats-Msg-Id": f"id-{number}"}), b"x" * 2000, mark=number + 1)
+        if publisher.full:
+            await publisher.wait_room()
+        elif number % 50 == 0:
+            await asyncio.sleep(0)
+
+
+async def _ids(bus: Bus) -> Counter[str]:
+    return Counter([delivery.headers["Nats-Msg-Id"] async for delivery in bus.read("IPE_K8S")])
+
+
+@pytest.mark.parametrize("acked", [1, 700, 2500])
+async def test_sigkill_with_acks_outstanding_loses_and_doubles_nothing(bus: Bus, nats_server: NatsServer, acked: int) -> None:
+    await ensure(bus)
+    total = 6000
+    async with Publisher(bus, window=1000) as publisher:
+        lane = publisher.lane(FILTER)
+        sending = asyncio.create_task(_send(publisher, lane, 0, total))
+        await eventually(lambda: lane.acked >= acked, interval=0)
+        assert lane.unacked
+        nats_server.kill()
+        await eventually(lambda: not bus.connected)
+        assert publisher.full
+        nats_server.start()
+        await asyncio.wait_for(sending, 40)
+        await asyncio.wait_for(publisher.drain(), 40)
+        assert (lane.acked, lane.unacked, lane.acked_mark) == (total, 0, total)
+    found = await _ids(bus)
+    assert set(found) == {f"id-{number}" for number in range(total)}
+    assert [message for message, count in found.items() if count > 1] == []
+
+
+async def test_the_acknowledged_prefix_carries_mark_and_sequence(bus: Bus) -> None:
+    await ensure(bus)
+    async with Publisher(bus) as publisher:
+        lane = publisher.lane(FILTER)
+        assert (lane.acked_mark, lane.acked_seq) == (0, 0)
+        lane.mark(5)
+        assert lane.acked_mark == 5
+        await _send(publisher, lane, 5, 15)
+        lane.mark(99)
+        assert lane.acked_mark == 5
+        await publisher.drain()
+        assert (lane.acked_mark, lane.acked_seq, lane.stream) == (99, 10, "IPE_K8S")
+
+
+async def test_what_is_too_large_is_refused_before_it_ends_the_connection(bus: Bus) -> None:
+    await ensure(bus)
+    async with Publisher(bus) as publisher:
+        lane = publisher.lane(FILTER)
+        head = encode_headers({"Nats-Msg-Id": "large"})
+        with pytest.raises(PayloadTooLarge, match="max_payload"):
+            lane.send(SUBJECT, head, b"x" * bus.max_payload)
+        assert not lane.unacked
+        await _send(publisher, lane, 0, 1)
+        await publisher.drain()
+    assert bus.connected
+
+
+async def test_a_full_window_makes_room_again(bus: Bus) -> None:
+    await ensure(bus)
+    async with Publisher(bus, window=10, max_bytes=1 << 20) as publisher:
+        lane = publisher.lane(FILTER)
+        for number in range(10):
+            lane.send(SUBJECT, encode_headers({"Nats-Msg-Id": f"id-{number}"}), b"x")
+        assert publisher.full
+        await asyncio.wait_for(publisher.wait_room(), 5)
+        assert publisher.unacked <= 5
