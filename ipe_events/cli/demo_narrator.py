@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from ipe_events.cli.common import Session
-from ipe_events.cli.printers import clean, colourful, to_json
+from ipe_events.cli.printers import clean, colourful, tell, to_json
 from ipe_events.cli.reading import follow
 from ipe_events.cli.record import Entry, Query
 from ipe_events.clock import SYSTEM, Clock
@@ -58,7 +58,7 @@ class Narrator:
         if self._step and self._pace:
             await asyncio.sleep(self._pace)
         if not self._json:
-            click.echo(f"\n{self._bold(title)}")
+            tell(f"\n{self._bold(title)}")
 
     def step(self, name: str, text: str, *, show: str = "", seconds: float | None = None, detail: str = "") -> None:
         """Tell that a step has happened.
@@ -73,31 +73,29 @@ class Narrator:
         self._step += 1
         if self._json:
             said = {"version": 1, "step": name, "ok": True, "at": round(self.seconds, 3), "text": text, "show": show}
-            click.echo(to_json(said if seconds is None else {**said, "seconds": round(seconds, 3)}, indent=None))
+            tell(to_json(said if seconds is None else {**said, "seconds": round(seconds, 3)}, indent=None))
             return
         took = f" (after {seconds:.2f} s)" if seconds is not None else ""
         mark = click.style("✔", fg="green") if colourful() else "✔"
         lines = textwrap.wrap(f"{clean(text)}{took}", 110, subsequent_indent="             ")
-        click.echo(f"  {self.seconds:5.1f}s {mark}  " + "\n".join(lines))
+        tell(f"  {self.seconds:5.1f}s {mark}  " + "\n".join(lines))
         if detail:
-            click.echo(textwrap.indent(detail, "             "))
+            tell(textwrap.indent(detail, "             "))
         if show:
-            click.echo(f"             {self._dim('$ ' + show)}")
+            tell(f"             {self._dim('$ ' + show)}")
 
     def failed(self, text: str) -> None:
         """Tell which step did not happen."""
         if self._json:
-            click.echo(
-                to_json({"version": 1, "step": "failed", "ok": False, "at": round(self.seconds, 3), "text": text}, indent=None)
-            )
+            tell(to_json({"version": 1, "step": "failed", "ok": False, "at": round(self.seconds, 3), "text": text}, indent=None))
             return
         mark = click.style("✘", fg="red") if colourful() else "✘"
-        click.echo(f"  {self.seconds:5.1f}s {mark}  {clean(text)}")
+        tell(f"  {self.seconds:5.1f}s {mark}  {clean(text)}")
 
     def say(self, text: str) -> None:
         """A line outside the steps; not for programs."""
         if not self._json:
-            click.echo(text)
+            tell(text)
 
     @staticmethod
     def _bold(text: str) -> str:

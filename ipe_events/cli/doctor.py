@@ -10,7 +10,7 @@ import click
 
 from ipe_events.cli.checks import Finding, examine
 from ipe_events.cli.common import FINDINGS, Session, common_options, output_options, pass_session, run
-from ipe_events.cli.printers import Column, Table, clean, colourful, print_items
+from ipe_events.cli.printers import Column, Table, clean, colourful, print_items, tell
 
 TABLE: Table[Finding] = Table(
     columns=(
@@ -41,18 +41,18 @@ def command(session: Session, *, kubeconfig: Path | None, kube_context: str) -> 
     """Check bus, clusters and handlers, and say how to fix what is wrong."""
     findings = run(examine(session, kubeconfig=kubeconfig, kube_context=kube_context))
     if session.output == "table":
-        _tell(findings)
+        _explain(findings)
     else:
         print_items(session, findings, TABLE)
     return FINDINGS if any(finding.status == "failed" for finding in findings) else 0
 
 
-def _tell(findings: list[Finding]) -> None:
+def _explain(findings: list[Finding]) -> None:
     for finding in findings:
         mark, colour = _MARKS[finding.status]
         shown = click.style(mark, fg=colour) if colourful() else mark
-        click.echo(f"{finding.number:>2} {shown} {finding.check}: {clean(finding.detail)}")
+        tell(f"{finding.number:>2} {shown} {finding.check}: {clean(finding.detail)}")
         if finding.fix:
-            click.echo(f"     fix: {clean(finding.fix)}")
+            tell(f"     fix: {clean(finding.fix)}")
     counts = {status: sum(finding.status == status for finding in findings) for status in _MARKS}
-    click.echo(", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    tell(", ".join(f"{count} {status}" for status, count in counts.items() if count))

@@ -139,6 +139,11 @@ def _print_data(value: Mapping[str, Any], output: str) -> None:
     click.echo(to_json(value, indent=2) if output == "json" else _yaml(value).rstrip("\n"))
 
 
+def tell(text: str) -> None:
+    """Print a line that may hold colour; it is taken out where colour is not wanted."""
+    click.echo(text, color=colourful())
+
+
 def to_json(value: object, *, indent: int | None = 2) -> str:
     """JSON text of anything that a payload can hold; dates as RFC 3339."""
     return json.dumps(value, indent=indent, ensure_ascii=False, default=_plain)

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 
 from ipe_events.cli.record import Entry, NoSuchEvent, Query, entry_of, parse_ref
 from ipe_events.cli.trail import Trail
-from ipe_events.errors import BusNotFound, SchemaError
+from ipe_events.errors import BusNotFound, SchemaError, UsageError
 from ipe_events.events.ids import ChangeId, parse_change_id
 from ipe_events.subjects import CHANGE, DLQ
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
     from ipe_events.bus.delivery import Delivery
+
+MAX_ENTRIES = 200_000
+"""Findings, commands, outcomes and the like that one search may hold in memory."""
 
 _WAITING = 1_000
 """Entries that may wait between the streams and the printer; when it is full, reading waits."""
@@ -179,6 +182,9 @@ async def _load_governance(bus: "Bus", trail: Trail, since: datetime) -> None:
                 entry = entry_from(delivery)
                 if query.matches(entry):
                     trail.add(entry)
+                if len(trail.by_id) > MAX_ENTRIES:
+                    fix = "read less far back with `--since`, e.g. 1h"
+                    raise UsageError(f"more than {MAX_ENTRIES} events in that time", where="events", fix=fix)
 
 
 async def _change(bus: "Bus", wanted: ChangeId, since: datetime) -> Entry | None:

@@ -249,3 +249,10 @@ async def test_the_bus_may_die_during_a_tail(told, ipe, nats_server):
     assert await asyncio.wait_for(process.stdout.readline(), 20) == b"IPE_K8S:3\n"
     process.send_signal(2)
     await process.communicate()
+
+
+async def test_a_search_through_too_much_is_refused_not_endless(told, ipe, monkeypatch):
+    monkeypatch.setattr("ipe_events.cli.reading.MAX_ENTRIES", 2)
+    done = await ipe("events", "trace", "c0ffee")
+    assert done.code == 2
+    assert "more than 2 events in that time (fix: read less far back" in done.err
