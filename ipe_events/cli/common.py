@@ -6,7 +6,6 @@ work in a coroutine handed to ``run``. It raises ``IpeError`` and returns nothin
 Data goes to standard output; ``session.note`` and ``session.detail`` speak to people on standard error.
 """
 
-import asyncio
 import os
 import re
 import signal
@@ -190,11 +189,15 @@ def output_options(function: F) -> F:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; Ctrl-C cancels it, awaits its clean-up and then counts as an interruption."""
+    import asyncio
+
     return asyncio.run(work)
 
 
 async def until_stopped() -> None:
     """Returns at SIGTERM or Ctrl-C: how a command that serves ends in good order, with exit code 0."""
+    import asyncio
+
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)

@@ -74,7 +74,7 @@ def test_help_and_version_import_nothing_heavy():
         "import sys; from ipe_events.cli.main import cli\n"
         "try: cli.main([sys.argv[1]])\n"
         "except SystemExit: pass\n"
-        "heavy = {'nats', 'pydantic', 'aiohttp', 'rich', 'yaml', 'kubernetes_asyncio', 'opentelemetry', 'structlog'}\n"
+        "heavy = {'nats', 'pydantic', 'aiohttp', 'rich', 'yaml', 'kubernetes_asyncio', 'opentelemetry', 'structlog', 'asyncio'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     for flag in ("--help", "--version"):
