@@ -7,6 +7,7 @@ status is told.
 """
 
 import asyncio
+import gc
 import hmac
 import platform
 import secrets
@@ -286,6 +287,8 @@ async def run_agent(
         await _check_buckets(bus)
         wants = Wants(bus)
         agents = [ClusterAgent(source, config, agent, bus, wants, clock) for source in sources]
+        gc.collect()
+        gc.freeze()  # what starting made lives as long as the process: no use in looking at it again and again
         jobs = [wants.run(), *(each.run() for each in agents)]
         if on_progress is not None:
             jobs.append(_tell_progress(agents, on_progress))

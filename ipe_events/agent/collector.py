@@ -10,18 +10,16 @@ is full, so nothing is read; what was handed over before is kept and sent later.
 """
 
 import asyncio
-import fnmatch
-import os
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ipe_events.agent.announcer import Announcer
 from ipe_events.agent.checkpoint import Checkpoints, ClusterPoint
 from ipe_events.agent.feed import Cause as ChangeCause
-from ipe_events.agent.redaction import RedactionRules, Redactor
+from ipe_events.agent.redaction import Redactor
+from ipe_events.agent.selecting import CollectSettings
 from ipe_events.agent.watcher import Surroundings, Watcher
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.publisher import Publisher
@@ -31,13 +29,14 @@ from ipe_events.events.cluster import ClusterEvent, Connected, Disconnected, Epo
 from ipe_events.events.refs import ResourceRef
 from ipe_events.events.registry import AgentStatus
 from ipe_events.kube.discovery import Discovery
-from ipe_events.kube.reflector import Options, Report
+from ipe_events.kube.reflector import Report
 from ipe_events.kube.reflector_rules import FIRST_DELAY, LONGEST_DELAY, REFUSED_DELAY, Cause
-from ipe_events.kube.selection import Selection
 from ipe_events.kube.session import KubeSession
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import gauge
 from ipe_events.telemetry.trace import Trace
+
+__all__ = ["CollectSettings", "Collector"]
 
 _log = get_logger(__name__)
 
@@ -45,101 +44,9 @@ CONNECTED = gauge("ipe_cluster_connected", "1 while the API server answers.", ("
 SILENT = gauge("ipe_watch_silent_seconds", "Seconds since the last byte of a watch.", ("cluster", "resource"))
 OBJECTS = gauge("ipe_index_objects", "Objects in the index.", ("cluster", "resource"))
 
-NOISE = (
-    "leases.coordination.k8s.io",
-    "endpoints",
-    "endpointslices.discovery.k8s.io",
-    "events",
-    "events.events.k8s.io",
-)
-"""Resources that change all the time without meaning anything; collected only on request."""
-
-_SECRETS = "secrets"
 _LOOK_SECONDS = 0.1
 _LINKS = 10_000
 _IDENTITY = "/api/v1/namespaces/kube-system"
-
-
-@dataclass(frozen=True)
-class CollectSettings:
-    """What is collected from one cluster, and how.
-
-    Attributes:
-        resources: patterns (``*``, ``*.apps``, ``deployments.apps``) that may be collected.
-        always: collected whether or not somebody wants them.
-        deny: patterns that are never collected.
-        noise: also what is in ``NOISE``.
-        secrets: also Secrets; their values are masked all the same.
-        namespaces: globs of namespaces.
-        selections: resource → (label selector, field selector).
-        drop_managed_fields: patterns of resources whose ``managedFields`` are dropped.
-        redaction: beyond the defaults.
-        redaction_key: of the masks; by default made now and forgotten with the process.
-        heartbeat: seconds between heartbeats.
-        checkpoint_seconds: between two writes of resume points.
-        index_seconds: between two index snapshots.
-        window: most changes on their way to the bus.
-        max_bytes: most bytes of them.
-        parallel_lists: lists at a time.
-        page: objects per page.
-        silent_seconds: without a byte, after which a watch counts as dead.
-        watchlist: try WatchLists.
-    """
-
-    resources: tuple[str, ...] = ("*",)
-    always: tuple[ResourceRef, ...] = ()
-    deny: tuple[str, ...] = ()
-    noise: bool = False
-    secrets: bool = False
-    namespaces: tuple[str, ...] = ("*",)
-    selections: Mapping[ResourceRef, tuple[str, str]] = field(default_factory=dict)
-    drop_managed_fields: tuple[str, ...] = ("pods", "replicasets.apps", "events", "events.events.k8s.io")
-    redaction: RedactionRules = field(default_factory=RedactionRules)
-    redaction_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
-    heartbeat: float = 30.0
-    checkpoint_seconds: float = 1.0
-    index_seconds: float = 60.0
-    window: int = 2048
-    max_bytes: int = 32 << 20
-    parallel_lists: int = 4
-    page: int = 500
-    silent_seconds: float = 70.0
-    watchlist: bool = True
-
-    def why_not(self, ref: ResourceRef) -> str:
-        """Why a resource is not collected; empty when it is."""
-        if any(_matches(pattern, ref) for pattern in self.deny):
-            return "denied by the cluster's configuration"
-        if str(ref) == _SECRETS and not self.secrets:
-            return "Secrets are not collected unless the cluster's configuration says so (secrets: true)"
-        explicit = any(pattern == str(ref) for pattern in self.resources)
-        if str(ref) in NOISE and not self.noise and not explicit and ref not in self.always:
-            return "counts as noise (noise: true collects it)"
-        if ref in self.always or any(_matches(pattern, ref) for pattern in self.resources):
-            return ""
-        return "not allowed by the cluster's configuration"
-
-    def selection(self, ref: ResourceRef) -> Selection:
-        """Which objects of a resource count."""
-        labels, fields = self.selections.get(ref, ("", ""))
-        return Selection(labels, fields, self.namespaces)
-
-    def options(self, ref: ResourceRef) -> Options:
-        """How a resource is watched."""
-        return Options(
-            page=self.page,
-            silent_seconds=self.silent_seconds,
-            watchlist=self.watchlist,
-            drop_managed_fields=any(_matches(pattern, ref) for pattern in self.drop_managed_fields),
-        )
-
-
-def _matches(pattern: str, ref: ResourceRef) -> bool:
-    """Whether ``*``, ``*.apps`` or ``deployments.apps`` names the resource."""
-    if pattern == "*":
-        return True
-    resource, _, group = pattern.partition(".")
-    return group == ref.group and fnmatch.fnmatchcase(ref.resource, resource)
 
 
 class _Running(NamedTuple):
@@ -309,6 +216,11 @@ class Collector:
         ]
         try:
             await self._supervise(around, helpers)
+        except asyncio.CancelledError:
+            await _end(*(running.task for running in self._running.values()))
+            if self._settings.farewell_seconds and self._bus.connected:
+                await self.flush(self._settings.farewell_seconds)
+            raise
         finally:
             await _end(*helpers, *(running.task for running in self._running.values()))
             self._running.clear()
@@ -364,8 +276,11 @@ class Collector:
                 await self.discovery.load(self._session)
         for ref in wanted:
             why = self._settings.why_not(ref)
-            if not why and self.discovery.find(ref) is None:
+            found = self.discovery.find(ref)
+            if not why and found is None:
                 why, unknown = "the cluster has no such resource", True
+            elif not why and found is not None and not {"list", "watch"} <= found.verbs:
+                why = "the API server can neither list nor watch it"
             if why:
                 self._refused[str(ref)] = why
             else:
@@ -541,7 +456,7 @@ class Collector:
                 _log.warning("resume point not written", cluster=self.cluster, resource=running.watcher.name, error=str(error))
 
     async def flush(self, timeout: float = 10.0) -> None:
-        """Before a stop: wait until what was read is acknowledged, and write index and resume point for a quick start."""
+        """Wait until what was read is acknowledged, then write index and resume points for a quick start."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 if self._publisher is not None:

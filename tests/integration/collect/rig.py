@@ -29,7 +29,7 @@ E = TypeVar("E", bound=ClusterEvent)
 
 CONFIGMAPS = ResourceRef.parse("configmaps")
 CLUSTER = "prod-eu"
-QUICK = CollectSettings(silent_seconds=1.0, checkpoint_seconds=0.05, index_seconds=0.2, heartbeat=0.5, page=3)
+QUICK = CollectSettings(silent_seconds=1.0, checkpoint_seconds=0.05, index_seconds=0.2, heartbeat=0.5, page=3, farewell_seconds=0)
 """Settings under which faults are noticed within a test's patience."""
 
 _LOOK_SECONDS = 15.0
@@ -53,17 +53,17 @@ class Rig:
     async def collecting(
         self, *resources: str, flush: bool = False, settings: CollectSettings | None = None
     ) -> AsyncIterator[Collector]:
-        """A running collector, synced; killed without a farewell unless ``flush``."""
+        """A running collector, synced; it ends without a farewell, as if killed, unless ``flush``."""
         source = ClusterSource(CLUSTER, str(self.cluster.kubeconfig(self.folder / "kubeconfig")))
         async with await KubeSession.open(source) as session:
-            collector = Collector(CLUSTER, session, self.bus, settings or self.settings, on_event=self.events.append)
+            settings = settings or self.settings
+            settings = replace(settings, farewell_seconds=5.0) if flush else settings
+            collector = Collector(CLUSTER, session, self.bus, settings, on_event=self.events.append)
             collector.want([ResourceRef.parse(name) for name in resources or ("configmaps",)])
             task = asyncio.create_task(collector.run())
             try:
                 await eventually(lambda: collector.status().state == "connected", timeout=_LOOK_SECONDS)
                 yield collector
-                if flush:
-                    await collector.flush()
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
