@@ -59,6 +59,7 @@ def run_command(
       ipe agent run --kube-context kind-dev --grant scale-guard=enforce --allow-writes --lease-namespace default
     """
     from ipe_events.agent.config import AgentConfig, Clusters, load_config, quick_grant
+    from ipe_events.events.refs import ResourceRef
 
     config = load_config(config_file) if config_file else AgentConfig()
     if kubeconfig or contexts or in_cluster:
@@ -74,8 +75,8 @@ def run_command(
         config = config.model_copy(update={"clusters": config.clusters.model_copy(update={"name": name})})
     updates: dict[str, object] = {"grants": (*config.grants, *map(quick_grant, grants))}
     if always:
-        collect = config.collect.model_validate(config.collect.model_dump() | {"always": (*config.collect.always, *always)})
-        updates["collect"] = collect
+        named = (str(ResourceRef.parse(text)) for text in always)
+        updates["collect"] = config.collect.model_copy(update={"always": (*config.collect.always, *named)})
     if writes is not None:
         updates["act"] = config.act.model_copy(update={"writes": writes})
     if lease_namespace:

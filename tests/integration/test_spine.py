@@ -39,17 +39,6 @@ async def guard(event: Event[Change], commands: Commands) -> None:
     if event.payload.verb != "deleted" and event.payload.object["spec"].get("replicas", 1) > 50:
         await commands.patch(event.payload, {"/spec/replicas": 50}, reason="cap 50", expires="10m")
 """
-RUN = """
-import asyncio
-
-from guard import guard
-
-from ipe_events.bus.connection import BusSettings
-from ipe_events.declaration import declaration_of
-from ipe_events.runtime.app import run_handlers
-
-asyncio.run(run_handlers([declaration_of(guard)], BusSettings.resolve()))
-"""
 IPE = str(Path(sys.executable).with_name("ipe"))
 APPS = "/apis/apps/v1"
 
@@ -136,10 +125,9 @@ async def test_from_change_to_command_to_change(real_cluster, real_namespace, na
     await prepare(bus)
     config = agent_config(tmp_path / "agent.yaml", real_cluster, real_namespace)
     (tmp_path / "guard.py").write_text(HANDLER)
-    (tmp_path / "run.py").write_text(RUN)
     with (
         process(nats_server.url, tmp_path / "agent.log", IPE, "agent", "run", "--config", str(config)),
-        process(nats_server.url, tmp_path / "handlers.log", sys.executable, str(tmp_path / "run.py")),
+        process(nats_server.url, tmp_path / "handlers.log", IPE, "handlers", "run", str(tmp_path / "guard.py")),
     ):
         await eventually(lambda: _watches(bus, "deployments.apps"), timeout=30)
         made = real_cluster.api.create(f"{APPS}/namespaces/{real_namespace}/deployments", deployment("web", 80))
