@@ -21,6 +21,9 @@ from ipe_events.kube.reflector import Options, Reflector, Report
 from ipe_events.kube.reflector_rules import Cause, Phase
 from ipe_events.kube.selection import Selection
 from ipe_events.kube.session import KubeSession
+from ipe_events.telemetry.log import get_logger
+
+_log = get_logger(__name__)
 
 
 class Surroundings(NamedTuple):
@@ -199,8 +202,11 @@ class Watcher:
         elif report.cause is Cause.GONE and report.position.phase is Phase.LIST and self.synced and not self._gaps:
             self._gaps.append(("history-expired", str(report.position.version)))
         elif report.cause is Cause.REFUSED and report.error is not None:
-            self.refusal = self._around.redactor.redact_text(report.error.message)
-            self.state = f"refused: {self.refusal}"
+            why = self._around.redactor.redact_text(report.error.message)
+            if not self.refusal:  # asked again every few minutes, told once
+                _log.warning("the API server refuses a resource", cluster=self._around.cluster, resource=self.name, error=why)
+            self.refusal = why
+            self.state = f"refused: {why}"
         elif report.error is not None:
             self.state = f"failing: {self._around.redactor.redact_text(report.error.message)}"
         if report.cause not in (Cause.SYNCED, Cause.ENDED):

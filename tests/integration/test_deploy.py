@@ -4,9 +4,13 @@ import asyncio
 import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 import textwrap
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +20,25 @@ from click.testing import CliRunner
 
 from ipe_events.agent.config import parse_config
 from ipe_events.agent.lease import LeaseKeeper, Role
+from ipe_events.bus.connection import Bus
 from ipe_events.bus.settings import BusSettings
+from ipe_events.bus.topology import TopologySettings, apply, desired, plan
 from ipe_events.cli import main
 from ipe_events.errors import KubeForbidden
 from ipe_events.events.refs import ResourceRef
+from ipe_events.events.registry import AgentStatus
 from ipe_events.kube.decode import Item, Wants, WatchEvent
 from ipe_events.kube.discovery import Discovery
 from ipe_events.kube.rbac import AgentRights, Write, manifests, render
 from ipe_events.kube.reflector import Reflector, Report
 from ipe_events.kube.reflector_rules import Cause
 from ipe_events.kube.session import ClusterSource, KubeSession
+from ipe_events.subjects import CHANGE, CLUSTER
+from ipe_events.version import __version__
 from tests.controlplane.api import JSON_PATCH, Api, Refused
 from tests.controlplane.cluster import APPS, CORE, RealCluster, write_kubeconfig
 from tests.helpers import eventually
+from tests.nats import NatsServer
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -51,11 +61,6 @@ def installed(real_cluster: RealCluster) -> RealCluster:
     real_cluster.run_kubectl("apply", "--server-side", "-k", str(BASE))
     real_cluster.ensure(f"{CORE}/namespaces/{SYSTEM}/serviceaccounts", {"metadata": {"name": "default"}})
     return real_cluster
-
-
-def version() -> str:
-    found: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    return found
 
 
 def may(api: Api, verb: str, resource: str, namespace: str = "", name: str = "") -> bool:
@@ -81,7 +86,7 @@ def test_the_roles_are_what_ipe_rbac_agent_prints() -> None:
 def test_the_deployment_runs_this_version_and_a_configuration_that_loads(rendered: dict[str, dict[str, Any]]) -> None:
     template = rendered["Deployment/ipe-agent"]["spec"]["template"]["spec"]
     (container,) = template["containers"]
-    assert container["image"] == f"ipe-events:{version()}"
+    assert container["image"] == f"ipe-events:{__version__}"
 
     (volume,) = (each for each in template["volumes"] if each["name"] == "config")
     data = rendered[f"ConfigMap/{volume['configMap']['name']}"]["data"]
@@ -121,7 +126,7 @@ def test_the_overlay_of_the_readme_renders(real_cluster: RealCluster, tmp_path: 
     assert data == {"agent.yaml": "# mine\n", "IPE_NATS_URL": "tls://nats.example:4222"}
     (deployment,) = (each for each in documents if each["kind"] == "Deployment")
     image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
-    assert image == f"registry.example/ipe-events:{version()}"
+    assert image == f"registry.example/ipe-events:{__version__}"
 
 
 def test_the_restricted_standard_refuses_what_the_base_avoids(installed: RealCluster) -> None:
@@ -251,6 +256,64 @@ async def test_what_was_not_given_is_reported_once_and_left_alone(
     assert report.wait > 60
     assert reports.empty()
     assert secrets.names == []
+
+
+async def test_ipe_agent_run_works_with_exactly_this_service_account(
+    installed: RealCluster, real_namespace: str, nats_server: NatsServer, bus: Bus, tmp_path: Path
+) -> None:
+    """The deployed configuration plus one resource that its roles do not cover: it collects, and says what it may not."""
+    await apply(bus, await plan(bus, desired(TopologySettings())))
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", installed, token=installed.token_of(SYSTEM, "ipe-agent"))
+    config = yaml.safe_load((BASE / "agent.yaml").read_text())
+    config["clusters"] = {"name": "prod-eu", "kubeconfig": str(kubeconfig)}
+    config["collect"] = {"resources": [*config["collect"]["resources"], "ingresses.networking.k8s.io"]}
+    config["collect"]["always"] = ["configmaps", "ingresses.networking.k8s.io"]
+    config |= {"healthHost": "127.0.0.1", "healthPort": 0, "heartbeat": "1s"}
+    (tmp_path / "agent.yaml").write_text(yaml.safe_dump(config))
+
+    with running_agent(nats_server.url, tmp_path / "agent.yaml", tmp_path / "agent.log") as agent:
+        collected = await eventually(lambda: _collects(bus, "configmaps"), timeout=30)
+        assert collected is not None
+        assert "cannot watch resource" in collected.resources["ingresses.networking.k8s.io"]
+        made = installed.api.create(f"{CORE}/namespaces/{real_namespace}/configmaps", {"metadata": {"name": "seen"}})
+        subject = CHANGE.filter(cluster="prod-eu", resource="configmaps", namespace=real_namespace)
+        async with asyncio.timeout(20):
+            async for delivery in bus.read("IPE_K8S", [subject], follow=True):
+                if made["metadata"]["uid"] in delivery.headers["ce-id"]:
+                    break
+        # a refusal is told once and asked for again after minutes: heartbeats go by, the log does not grow
+        await eventually(lambda: _heartbeats(bus, 3), timeout=20)
+        refusals = [line for line in (tmp_path / "agent.log").read_text().splitlines() if "ingresses" in line]
+        assert len(refusals) == 1, refusals
+        assert agent.poll() is None
+
+
+async def _collects(bus: Bus, resource: str) -> AgentStatus | None:
+    entry = await (await bus.kv("ipe_agents")).get("prod-eu")
+    status = AgentStatus.model_validate_json(entry.value) if entry else None
+    return status if status and status.state == "connected" and status.resources.get(resource) == "watching" else None
+
+
+async def _heartbeats(bus: Bus, number: int) -> bool:
+    beats = [each async for each in bus.read("IPE_GOV", [CLUSTER.filter(cluster="prod-eu", state="heartbeat")], start="all")]
+    return len(beats) >= number
+
+
+@contextmanager
+def running_agent(url: str, config: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """`ipe agent run` as a process of its own; SIGTERM ends it in good order."""
+    environment = {**os.environ, "IPE_NATS_URL": url, "IPE_LOG_FORMAT": "json"}
+    ipe = str(Path(sys.executable).with_name("ipe"))
+    with log.open("wb") as output:
+        agent = subprocess.Popen([ipe, "agent", "run", "--config", str(config)], env=environment, stderr=output)
+        try:
+            yield agent
+            agent.send_signal(signal.SIGTERM)
+            assert agent.wait(timeout=20) == 0, log.read_text()
+        finally:
+            if agent.poll() is None:
+                agent.kill()
+                agent.wait()
 
 
 def test_granted_commands_are_possible_and_others_are_not(real_cluster: RealCluster, real_namespace: str) -> None:
