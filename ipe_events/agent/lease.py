@@ -27,6 +27,10 @@ _SAFETY = 0.2
 """Part of the duration at whose beginning a holder that could not renew stops writing."""
 
 
+_WRITER_RETURNS = 120.0
+"""Seconds for which a reader leaves a Lease alone that has had a holder before it answers commands itself."""
+
+
 class Role(StrEnum):
     """What this agent is to the cluster's Lease."""
 
@@ -77,6 +81,7 @@ class LeaseKeeper:
         self._path = f"{self._collection}/{settings.name}"
         self._until = 0.0
         self._seen: tuple[str, float, float] | None = None
+        self._free_since: float | None = None
         self.role = Role.UNKNOWN
         self.problem = ""
         self.holder = ""
@@ -111,7 +116,8 @@ class LeaseKeeper:
             role = self._still_held()  # somebody was faster; the next turn sees who
         except KubeForbidden as error:
             self._complain(f"may not {'hold' if self._hold else 'read'} the Lease: {error.message}")
-            role = self._still_held() if self.role is Role.HOLDER else Role.VACANT
+            # who should write says why it cannot; who only reads cannot know whether somebody else writes, and stays away
+            role = self._still_held() if self.role is Role.HOLDER else Role.VACANT if self._hold else Role.STANDBY
         except (KubeError, TimeoutError) as error:
             self._complain(f"cannot reach the Lease: {error}")
             role = self._still_held()
@@ -142,10 +148,11 @@ class LeaseKeeper:
             return await self._create(started)
         spec = lease.get("spec") or {}
         self.holder = str(spec.get("holderIdentity") or "")
-        if self.holder != self._identity and not self._abandoned(lease, spec):
-            return Role.STANDBY
+        free = self.holder == self._identity or self._abandoned(lease, spec)
         if not self._hold:
-            return Role.VACANT
+            return self._followed(free, started)
+        if not free:
+            return Role.STANDBY
         now = rfc3339(self._clock.now())
         if self.holder != self._identity:
             spec |= {"acquireTime": now, "leaseTransitions": int(spec.get("leaseTransitions") or 0) + 1}
@@ -194,6 +201,15 @@ class LeaseKeeper:
             self._seen = (version, now, duration)
             return False
         return now - self._seen[1] >= self._seen[2]
+
+    def _followed(self, free: bool, now: float) -> Role:
+        """What a reader makes of the Lease: a writer that restarts leaves it free for a while, which is no reason to step in."""
+        if not free:
+            self._free_since = None
+            return Role.STANDBY
+        if self._free_since is None:
+            self._free_since = now
+        return Role.VACANT if now - self._free_since >= _WRITER_RETURNS else Role.STANDBY
 
     def _held(self, started: float) -> Role:
         self.holder = self._identity

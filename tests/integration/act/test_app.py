@@ -120,20 +120,6 @@ async def test_a_lease_that_nobody_can_hold_is_a_reason_and_not_a_wait(fake_plac
     assert b"namespace 'ipe-system' does not exist" in delivery.body
 
 
-async def test_an_agent_that_only_reads_follows_the_lease(fake_place):
-    settings = AgentConfig().lease.model_copy(update={"namespace": "default", "duration": 1.0})
-    reader = LeaseKeeper(fake_place.session, settings, "reader", hold=False)
-    await reader.turn()
-    assert (reader.role, reader.hopeless()) == (Role.VACANT, "")
-    holder = LeaseKeeper(fake_place.session, settings, "holder")
-    await holder.turn()
-    await reader.turn()
-    assert (holder.role, reader.role, reader.holder, reader.remaining()) == (Role.HOLDER, Role.STANDBY, "holder", 0.0)
-    await holder.release()
-    await reader.turn()
-    assert (holder.role, reader.role) == (Role.STANDBY, Role.VACANT)
-
-
 class StoppedClock:
     """A clock that moves when told."""
 
@@ -145,6 +131,25 @@ class StoppedClock:
 
     def monotonic(self) -> float:
         return self.seconds
+
+
+async def test_an_agent_that_only_reads_follows_the_lease(fake_place):
+    """It answers (by refusing) where nobody writes, but not while a writer merely restarts."""
+    settings = AgentConfig().lease.model_copy(update={"namespace": "default", "duration": 1.0})
+    clock = StoppedClock()
+    reader = LeaseKeeper(fake_place.session, settings, "reader", hold=False, clock=clock)
+    await reader.turn()
+    assert (reader.role, reader.hopeless()) == (Role.VACANT, "")
+    holder = LeaseKeeper(fake_place.session, settings, "holder")
+    await holder.turn()
+    await reader.turn()
+    assert (holder.role, reader.role, reader.holder, reader.remaining()) == (Role.HOLDER, Role.STANDBY, "holder", 0.0)
+    await holder.release()
+    await reader.turn()
+    assert (holder.role, reader.role) == (Role.STANDBY, Role.STANDBY)
+    clock.seconds += 130
+    await reader.turn()
+    assert reader.role is Role.VACANT
 
 
 async def test_a_holder_stops_before_another_can_take_over(fake_place):
