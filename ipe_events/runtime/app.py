@@ -6,6 +6,7 @@ and consumers, and on ``stop`` finishes what is being worked on and hands the re
 """
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -289,6 +290,9 @@ async def run_handlers(
     try:
         async with HandlerApp(declared, settings, health_port=health_port, health_host=health_host) as app:
             started(app)
+            # what start-up made lives as long as the process: the collector need not look at it again and again
+            gc.collect()
+            gc.freeze()
             await stop.wait()
             log.info("handlers are stopping", handlers=[one.id for one in declared])
     finally:

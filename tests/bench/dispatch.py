@@ -1,7 +1,7 @@
 """The handler runtime: consume → lane → handler that reads metadata → ack, messages as ``ingest`` writes them.
 
-The same broker and stream as ``consume``, and a whole ``HandlerApp`` in this process: what is measured is its CPU from the first
-pull to the moment when the server has seen every acknowledgement, divided by the events.
+The same broker and stream as ``consume``, and a whole ``HandlerApp`` in this process: what is measured is its CPU from connecting
+to the moment when everything is drained and the server has seen every acknowledgement, divided by the events.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ipe_events.bus import topology
 from ipe_events.bus.connection import Bus
 from ipe_events.declaration import Subscription, declaration_of
 from ipe_events.events.change import Change
@@ -49,6 +50,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         try:
             async with await Bus.connect(server.settings, name="bench-dispatch") as bus:
                 size = await fill(bus, args.events)
+                await topology.ensure(bus)
             runs = [await dispatch(server, args.events, number) for number in range(args.runs)]
         finally:
             server.kill()
@@ -68,7 +70,7 @@ async def dispatch(server: NatsServer, events: int, number: int) -> tuple[float,
     seen.clear()
     declared = declaration_of(tally)
     assert isinstance(declared, Subscription)
-    app = HandlerApp([replace(declared, id=f"tally-{number}")], server.settings, create_streams=True)
+    app = HandlerApp([replace(declared, id=f"tally-{number}")], server.settings)
     usage, start = resource.getrusage(resource.RUSAGE_SELF), loop.time()
     await app.start()
     await done
