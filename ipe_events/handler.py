@@ -25,14 +25,13 @@ from ipe_events.declaration import (
     Timer,
     declaration_error,
     names_of,
-    patterns_of,
     provide,
     read_signature,
     seconds,
     texts,
-    topics_of,
 )
 from ipe_events.events.base import Payload
+from ipe_events.interest import patterns_of, topics_of
 
 __all__ = ["Backoff", "Batch", "Reject", "Retry", "Skip", "every", "handler", "provide", "service"]
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
 
-from ipe_events.declaration import Subscription, overlaps, topics_of
+from ipe_events.declaration import Subscription
 from ipe_events.errors import SubjectError
+from ipe_events.interest import overlaps, topics_of
 from ipe_events.subjects import Topic, escape, topic_of
 
 MAX_FILTERS = 64

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ipe_events.declaration import FAMILY_ROOTS, Subscription
+from ipe_events.declaration import Subscription
 from ipe_events.errors import BusTimeout, BusUnavailable, SchemaError
 from ipe_events.events import codec
 from ipe_events.events.base import Payload
@@ -22,6 +22,7 @@ from ipe_events.events.change import Change
 from ipe_events.events.headers import header
 from ipe_events.events.message import Event, Message, Meta
 from ipe_events.handler import Reject, Retry, Skip
+from ipe_events.interest import FAMILY_ROOTS
 from ipe_events.runtime.batches import Batches
 from ipe_events.runtime.breaker import Breaker
 from ipe_events.runtime.dead import bury

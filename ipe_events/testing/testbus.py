@@ -17,7 +17,7 @@ from ipe_events.bus.connection import Bus, BusSettings
 from ipe_events.bus.frames import encode_headers
 from ipe_events.bus.services import Request
 from ipe_events.clock import Clock
-from ipe_events.declaration import Declared, Service, Subscription, Timer, declaration_of, overlaps
+from ipe_events.declaration import Declared, Service, Subscription, Timer, declaration_of
 from ipe_events.errors import UsageError
 from ipe_events.events import codec
 from ipe_events.events.act import Act
@@ -30,6 +30,7 @@ from ipe_events.events.headers import header
 from ipe_events.events.ids import derived_id
 from ipe_events.events.outcome import Outcome
 from ipe_events.handler import Reject, Retry
+from ipe_events.interest import overlaps
 from ipe_events.runtime.app import HandlerApp, check_ids
 from ipe_events.runtime.filters import divide
 from ipe_events.runtime.inject import Bound, Injector

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from ipe_events import Backoff, Batch, Change, Clock, Commands, Event, Log, Message, State, every, handler, provide, service
-from ipe_events.declaration import Service, Subscription, Timer, declaration_of, overlaps, seconds, topics_of
+from ipe_events.declaration import Service, Subscription, Timer, declaration_of, seconds
 from ipe_events.errors import DeclarationError, UsageError
 from ipe_events.events import Connected, Disconnected, Finding, Payload
+from ipe_events.interest import overlaps, topics_of
 from ipe_events.runtime.filters import divide, without_overlaps
 
 
@@ -82,12 +83,12 @@ def test_unions_batches_timers_services():
 
 
 async def _untyped(event) -> None: ...
-async def _unknown(event: Change, database: dict) -> None: ...
+async def _unknown(event: Change, database: dict) -> None: ...  # type: ignore[type-arg]  # the point
 async def _near(event: Change, commands: "Command") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - the point
 async def _splat(event: Change, **rest: Any) -> None: ...
 async def _nothing() -> None: ...
-async def _bare(event: Event) -> None: ...
-async def _foreign(event: dict) -> None: ...
+async def _bare(event: Event) -> None: ...  # type: ignore[type-arg]  # the point
+async def _foreign(event: dict) -> None: ...  # type: ignore[type-arg]  # the point
 async def _returns(event: Change) -> int: ...  # type: ignore[empty-body]  # never called
 async def _change(event: Change) -> None: ...
 async def _finding(event: Finding) -> None: ...
