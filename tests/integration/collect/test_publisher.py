@@ -52,6 +52,33 @@ async def test_sigkill_with_acks_outstanding_loses_and_doubles_nothing(bus: Bus,
     assert [message for message, count in found.items() if count > 1] == []
 
 
+async def test_what_was_stored_without_our_knowing_is_not_sent_again(bus: Bus, nats_server: NatsServer) -> None:
+    await ensure(bus)
+    config = (await bus.stream_info("IPE_K8S"))["config"]
+    # an outage longer than the broker's memory of ids
+    await bus.js_api("STREAM.UPDATE.IPE_K8S", config | {"duplicate_window": 100_000_000})
+    total = 500
+    async with Publisher(bus, window=1000) as publisher:
+        lane = publisher.lane(FILTER)
+        deaf = bus.client._raw[publisher._sid]
+        bus.client._raw[publisher._sid] = lambda *_message: None  # acknowledgements that a dying broker never wrote
+        await _send(publisher, lane, 0, total)
+        await eventually(lambda: _stored(bus, total))
+        assert lane.acked == 0
+        nats_server.kill()
+        bus.client._raw[publisher._sid] = deaf
+        await eventually(lambda: not bus.connected)
+        await asyncio.sleep(0.2)  # the passing of time is what is tested: twice the broker's memory
+        nats_server.start()
+        await asyncio.wait_for(publisher.drain(), 40)
+        assert (lane.acked, lane.acked_seq) == (total, total)
+    assert set((await _ids(bus)).values()) == {1}
+
+
+async def _stored(bus: Bus, wanted: int) -> bool:
+    return bool((await bus.stream_info("IPE_K8S"))["state"]["messages"] == wanted)
+
+
 async def test_the_acknowledged_prefix_carries_mark_and_sequence(bus: Bus) -> None:
     await ensure(bus)
     async with Publisher(bus) as publisher:
