@@ -41,7 +41,7 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """The headers of a block (of several with one name, the last); empty for an empty block. A status line is skipped.
+    """The headers of a block (of several with one name, the first, as ``events.headers`` reads them); empty for an empty block. A status line is skipped.
 
     Raises:
         SchemaError: the block is not one that NATS clients write.
@@ -62,7 +62,7 @@ def parse_headers(block: bytes) -> dict[str, str]:
         name, colon, value = line.partition(":")
         if not colon or not _NAME.fullmatch(name):
             raise SchemaError(f"header line {line[:80]!r} is not `Name: value`")
-        headers[name] = value.strip()
+        headers.setdefault(name, value.strip())
     return headers
 
 
