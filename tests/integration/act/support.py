@@ -69,6 +69,11 @@ class Place:
         return self.call("GET", f"{api}/namespaces/{self.namespace}/{resource}/{name}")
 
 
+def managers(obj: JsonObject) -> set[str]:
+    """Who wrote to an object. Controllers may write to it at any time, so its resourceVersion proves nothing."""
+    return {entry["manager"] for entry in obj["metadata"].get("managedFields", ())}
+
+
 class Redactor:
     """Masks one sentinel, so that tests see where redaction is applied."""
 
