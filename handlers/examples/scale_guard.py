@@ -1,4 +1,4 @@
-"""Caps deployments at 50 replicas, for ten minutes to come whatever else happens."""
+"""Caps deployments at 50 replicas."""
 
 from ipe_events import Change, Commands, Event, handler
 
