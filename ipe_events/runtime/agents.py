@@ -78,10 +78,20 @@ class Agents:
         return _object(await self._ask(cluster, "whoami", {}, timeout), "whoami")
 
     async def known(self) -> Statuses:
-        """Every agent that ever reported, with its last state."""
+        """Every agent that ever reported, with its last state; what cannot be read is said in the log and left out."""
         bucket = await self._port.kv(AGENTS_BUCKET, create=True)
-        found = [await bucket.get(key) for key in await bucket.keys()]
-        return [decode(AgentStatus, entry.value) for entry in found if entry is not None]
+        statuses: Statuses = []
+        for key in await bucket.keys():
+            entry = await bucket.get(key)
+            if entry is None:
+                continue
+            try:
+                statuses.append(decode(AgentStatus, entry.value))
+            except SchemaError as error:
+                from ipe_events.telemetry.log import get_logger  # keeps the import of the vocabulary cheap
+
+                get_logger(__name__).warning("an agent's status cannot be read", key=key, error=str(error))
+        return statuses
 
     async def _ask(self, cluster: str, verb: str, question: dict[str, Any], timeout: float) -> bytes:
         subject = AGENT_SERVICE.format(cluster=cluster, caller=self._handler, verb=verb)

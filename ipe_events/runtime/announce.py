@@ -5,19 +5,15 @@ from typing import Any
 
 from ipe_events.clock import Clock
 from ipe_events.declaration import Declared, Service, Subscription
-from ipe_events.errors import SchemaError
-from ipe_events.events.codec import decode, encode
+from ipe_events.events.codec import encode
 from ipe_events.events.command import VERBS
 from ipe_events.events.registry import AgentStatus, HandlerDeclaration
-from ipe_events.runtime.agents import AGENTS_BUCKET
+from ipe_events.runtime.agents import Agents
 from ipe_events.runtime.filters import divide, matches_any
 from ipe_events.runtime.port import Port
 from ipe_events.subjects import COMMAND, EVENT, FINDING, SERVICE, escape
-from ipe_events.telemetry.log import get_logger
 
 HANDLERS_BUCKET = "ipe_handlers"
-
-log = get_logger(__name__)
 
 
 def declarations(declared: Sequence[Declared], clock: Clock) -> list[HandlerDeclaration]:
@@ -41,16 +37,7 @@ async def announce(port: Port, declared: Sequence[Declared], clock: Clock) -> No
 
 async def missing_resources(port: Port, declared: Sequence[Declared]) -> list[tuple[Subscription, str, list[str]]]:
     """Resources that a handler needs and some agent does not collect, with the clusters; no clusters: no agent at all."""
-    bucket = await port.kv(AGENTS_BUCKET, create=True)
-    agents: list[AgentStatus] = []
-    for key in await bucket.keys():
-        entry = await bucket.get(key)
-        if entry is None:
-            continue
-        try:
-            agents.append(decode(AgentStatus, entry.value))
-        except SchemaError as error:
-            log.warning("an agent's status cannot be read", key=key, error=str(error))
+    agents = await Agents(port, "runtime").known()
     missing: list[tuple[Subscription, str, list[str]]] = []
     for one in declared:
         if not isinstance(one, Subscription) or not one.resources:

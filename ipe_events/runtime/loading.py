@@ -113,7 +113,7 @@ class SnapshotLoader:
                     self._join.end(scope, "")
                     return
                 log.warning("no snapshot yet", **keys, error=str(error), retry_seconds=delay)
-            except BusError as error:
+            except (BusError, SchemaError) as error:
                 log.warning("no snapshot yet", **keys, error=str(error), retry_seconds=delay)
             else:
                 return

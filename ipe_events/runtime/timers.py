@@ -26,6 +26,7 @@ class TimerRunner:
         self._bound = bound
         self._outbox = outbox
         self._figures = Figures(declared.id)
+        self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -34,20 +35,27 @@ class TimerRunner:
 
     async def __aexit__(self, *_exc: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            # a call that runs is finished; its own time-out bounds it
+            self._stop.set()
+            await self._task
 
     async def _run(self) -> None:
         loop, seconds = asyncio.get_running_loop(), self._declared.seconds
         due = loop.time() + seconds
-        while True:
-            await asyncio.sleep(max(0.0, due - loop.time()))
+        while not await self._stopped_within(max(0.0, due - loop.time())):
             try:
                 await self.tick()
             except Exception as error:
                 self._figures.failed(error).add()
                 log.exception("timer failed; it is called again at its time", handler=self._declared.id)
             due = max(due + seconds, loop.time())
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     async def tick(self) -> None:
         """Call the function once and publish what it returns.
