@@ -12,7 +12,7 @@ FAILED = counter("ipe_handler_failed_total", "Calls that raised an exception or 
 RETRIED = counter("ipe_handler_retried_total", "Events that a handler asked to see again later.", ("handler",))
 PUBLISHED = counter("ipe_handler_published_total", "Payloads and commands that handlers published.", ("handler",))
 DURATION = histogram("ipe_handler_duration_seconds", "Time from call to settled, without waiting in the lane.", ("handler",))
-LAG = gauge("ipe_handler_lag_seconds", "Age of the event handled last, when it was received.", ("handler",))
+LAG = gauge("ipe_handler_lag_seconds", "Age of the event received last; 0 when none came since the last look.", ("handler",))
 WAITING = gauge("ipe_handler_waiting", "Events in memory that are not settled.", ("handler",))
 PAUSED = gauge("ipe_handler_paused", "1 while a handler is paused because everything fails.", ("handler",))
 

@@ -87,6 +87,7 @@ class Subscriber:
         self._on_settled = on_settled
         self._on_client = filters.on_client
         self._passes: dict[str, bool] = {}
+        self._last: Deliverable | None = None
         self._decode = _decoder(declared)
         self._changes = issubclass(declared.payloads[0], Change)
         self._newest: OrderedDict[bytes | str, tuple[int, int, bool]] = OrderedDict()
@@ -108,6 +109,7 @@ class Subscriber:
     def receive(self, delivery: Deliverable) -> None:
         """A message arrived; called by the consumer, in the order of the stream."""
         self.figures.received.value += 1
+        self._last = delivery
         work = Work(delivery, self._loop.time())
         if self._on_client and not self._passes_client(delivery.subject):
             self._settle(work, "filtered")
@@ -331,6 +333,9 @@ class Subscriber:
     def measure(self) -> None:
         """Keep the gauges; called by the heartbeat."""
         self.figures.waiting.set(self.lanes.size)
+        last, self._last = self._last, None
+        age = (self._outbox.clock.now() - last.time).total_seconds() if last is not None else 0.0
+        self.figures.lag.set(max(0.0, age))
 
     # --- out -------------------------------------------------------------------------------------------------------------
 
