@@ -6,6 +6,7 @@ sequence is replayed over it, headers only, so that the index is exactly what ha
 and what was deleted while nobody watched is published as deleted even when the resourceVersion has expired.
 """
 
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import msgspec
 
 from ipe_events.agent.feed import resource_filter
 from ipe_events.bus.connection import Bus
-from ipe_events.bus.reading import OrderedReader
+from ipe_events.bus.tail import stream_of, tail
 from ipe_events.errors import BusNotFound, SchemaError
 from ipe_events.events.headers import header
 from ipe_events.events.ids import parse_change_id
@@ -148,7 +149,7 @@ class Checkpoints:
         point = await self._load_point(ref, identity)
         snapshot = await self._load_snapshot(ref, identity)
         subjects = resource_filter(self._cluster, ref)
-        found.stream = await self._stream(subjects)
+        found.stream = await stream_of(self._bus, subjects)
         start = 1
         if snapshot is not None:
             head, found.index = snapshot
@@ -204,18 +205,13 @@ class Checkpoints:
             _log.warning("the stored index is unusable", cluster=self._cluster, resource=str(ref), error=str(error))
             return None
 
-    async def _stream(self, subjects: str) -> str:
-        names = (await self._bus.js_api("STREAM.NAMES", {"subject": subjects})).get("streams") or [""]
-        return str(names[0])
-
     async def _replay(self, found: Restored, subjects: str, start: int, identity: ClusterPoint) -> int:
         """Apply what the stream holds from ``start`` on; returns the highest resourceVersion there in this epoch."""
         newest = 0
         if not found.stream or start > found.last_seq:
             return newest
-        async with OrderedReader(self._bus, found.stream, (subjects,), start=start, headers_only=True) as reader:
-            for _ in range(reader.pending_at_start):
-                delivery = await reader.next()
+        async with aclosing(tail(self._bus, found.stream, subjects, start=start)) as stored:
+            async for delivery in stored:
                 change = parse_change_id(header(delivery.header_bytes, b"ce-id"))
                 if change.cluster_uid != identity.cluster_uid:
                     continue

@@ -18,6 +18,7 @@ its oldest message again until it is accepted.
 
 import asyncio
 from collections import deque
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +26,7 @@ import msgspec
 
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.frames import parse_status
-from ipe_events.bus.reading import OrderedReader
+from ipe_events.bus.tail import stream_of, tail
 from ipe_events.errors import BusError, IpeError, PayloadTooLarge
 from ipe_events.events.headers import header
 from ipe_events.telemetry.log import get_logger
@@ -380,24 +381,18 @@ class Publisher:
     async def _reconcile(self) -> None:
         """Take as acknowledged what the streams hold already."""
         for lane in list(dict.fromkeys(ticket.lane for ticket in self._unacked.values())):
-            stream = lane.stream or await self._stream_of(lane.subjects)
+            stream = lane.stream or await stream_of(self.bus, lane.subjects)
             if not stream:
                 continue
             waiting = {header(ticket.head, _ID): ticket for ticket in self._unacked.values() if ticket.lane is lane}
             start = max(lane.acked_seq, lane.after) + 1
-            async with OrderedReader(self.bus, stream, (lane.subjects,), start=start, headers_only=True) as reader:
-                for _ in range(reader.pending_at_start):
-                    delivery = await reader.next()
+            async with aclosing(tail(self.bus, stream, lane.subjects, start=start)) as stored:
+                async for delivery in stored:
                     ticket = waiting.pop(header(delivery.header_bytes, _ID), None)
                     if ticket is not None and not ticket.done:
                         self._accept(ticket, delivery.seq)
                     if not waiting:
                         break
-
-    async def _stream_of(self, subjects: str) -> str:
-        """The stream that keeps these subjects; empty: none."""
-        names = (await self.bus.js_api("STREAM.NAMES", {"subject": subjects})).get("streams") or [""]
-        return str(names[0])
 
     def _resend(self, tickets: list[Ticket], cause: str) -> None:
         if not tickets:
