@@ -73,13 +73,16 @@ class Consumption:
         for consumer in self.consumers:
             consumer.pause()
         left = await self.subscriber.lanes.drain(grace)
-        for work in left:
-            work.delivery.nak(_NAK_SECONDS)
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
         for consumer in self.consumers:
             await consumer.stop()
+        # only now: while we still pull, the server would send back to us what we hand back
+        for work in (*left, *self.subscriber.lanes.works()):
+            work.delivery.nak(_NAK_SECONDS)
+        if self._bus.connected:
+            await self._bus.flush()
 
     async def lag(self) -> int:
         """Events of the streams that were not delivered yet.
