@@ -13,6 +13,7 @@ from ipe_events.bus.cloudevents import headers_for
 from ipe_events.bus.connection import Bus
 from ipe_events.errors import BusError
 from ipe_events.events.cluster import ClusterEvent, Gap
+from ipe_events.events.codec import encode
 from ipe_events.events.ids import derived_id
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import counter
@@ -65,6 +66,11 @@ class Announcer:
         self._waiting.append(event)
         self._wake.set()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something said is not published yet."""
+        return bool(self._waiting or self._merged)
+
     async def drain(self) -> None:
         """Return when everything said so far is published."""
         while self._waiting or self._merged:
@@ -95,7 +101,7 @@ class Announcer:
         trace = new_trace().traceparent
         headers = headers_for(event, id=event_id, source=f"/clusters/{self._cluster}", time=event.time, trace=trace)
         subject = event.topic.format(cluster=self._cluster, state=event.type_name)
-        body, delay = event.model_dump_json().encode(), 0.2
+        body, delay = encode(event), 0.2
         while True:
             try:
                 await self._bus.publish(subject, body, id=event_id, headers=headers)

@@ -24,7 +24,8 @@ from ipe_events.agent.outcomes import Outcomes
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.kv import KeyValue
 from ipe_events.clock import SYSTEM, Clock
-from ipe_events.errors import IpeError, KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeThrottled
+from ipe_events.errors import IpeError, KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeThrottled, SchemaError
+from ipe_events.events.codec import decode
 from ipe_events.events.command import Command, Create
 from ipe_events.events.freeze import FREEZE_KEY, FreezeState
 from ipe_events.events.ids import derived_id
@@ -213,8 +214,8 @@ class Carrier:
         if entry is None:
             return FreezeState()
         try:
-            return FreezeState.model_validate_json(entry.value)
-        except ValueError as error:
+            return decode(FreezeState, entry.value)
+        except SchemaError as error:
             # who cannot read the stop sign stops
             raise Postponed(f"the freeze state cannot be read: {error}", delay=5.0) from error
 

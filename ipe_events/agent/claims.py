@@ -11,12 +11,13 @@ Refusals are recorded the same way: a command that was refused once is not judge
 import hashlib
 from typing import Literal
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime
 
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.kv import KeyValue
 from ipe_events.errors import BusConflict, BusTimeout, BusUnavailable, SchemaError
 from ipe_events.events.base import Model
+from ipe_events.events.codec import decode, encode
 from ipe_events.events.outcome import Outcome
 from ipe_events.subjects import escape
 
@@ -101,7 +102,7 @@ class Claims:
         key = self.key(handler, claim.command)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return await self._kv.create(key, claim.model_dump_json().encode())
+                return await self._kv.create(key, encode(claim))
             except (BusUnavailable, BusTimeout, BusConflict):
                 found = await self.find(handler, claim.command)
                 if found is not None and found.claim.token == claim.token:
@@ -122,11 +123,9 @@ class Claims:
         if entry is None:
             return None
         try:
-            return Claimed(Claim.model_validate_json(entry.value), entry.revision)
-        except ValidationError as error:
-            raise SchemaError(
-                "a claim cannot be read", where=f"{BUCKET}/{entry.key}", fix="is an older agent running?"
-            ) from error
+            return Claimed(decode(Claim, entry.value), entry.revision)
+        except SchemaError as error:
+            raise SchemaError(f"a claim cannot be read: {error}", where=f"{BUCKET}/{entry.key}") from error
 
     async def update(self, handler: str, claim: Claim, revision: int) -> int:
         """Write the record again; returns its new revision.
@@ -134,7 +133,7 @@ class Claims:
         Raises:
             BusConflict: somebody else has written it meanwhile.
         """
-        return await self._kv.update(self.key(handler, claim.command), claim.model_dump_json().encode(), revision)
+        return await self._kv.update(self.key(handler, claim.command), encode(claim), revision)
 
     async def drop(self, handler: str, claim: Claim, revision: int) -> None:
         """Remove a record whose command was certainly not carried out, so that another agent may.

@@ -8,12 +8,11 @@ without an owner; a write that the API server refuses takes its entries out agai
 from collections.abc import Callable
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from ipe_events.agent.guardrails import overlaps, touched_paths
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.kv import KeyValue
 from ipe_events.errors import BusConflict, SchemaError
+from ipe_events.events.codec import decode, encode
 from ipe_events.events.command import Command
 from ipe_events.events.ledger import LedgerEntry, LedgerRecord, ledger_key
 
@@ -64,7 +63,7 @@ class LedgerKeeper:
                 return ()
             changed = record.model_copy(update={"entries": entries})
             try:
-                await self._kv.update(ledger_key(command.cluster, command.target), changed.model_dump_json().encode(), revision)
+                await self._kv.update(ledger_key(command.cluster, command.target), encode(changed), revision)
             except BusConflict:
                 continue
             return tuple(entry for entry in before if entry not in entries)
@@ -76,9 +75,9 @@ class LedgerKeeper:
         if entry is None:
             return LedgerRecord(cluster=command.cluster, object_ref=command.target), 0
         try:
-            return LedgerRecord.model_validate_json(entry.value), entry.revision
-        except ValidationError as error:
-            raise SchemaError("a ledger record cannot be read", where=f"{BUCKET}/{key}") from error
+            return decode(LedgerRecord, entry.value), entry.revision
+        except SchemaError as error:
+            raise SchemaError(f"a ledger record cannot be read: {error}", where=f"{BUCKET}/{key}") from error
 
 
 def after(command: Command, entries: tuple[LedgerEntry, ...]) -> tuple[LedgerEntry, ...]:

@@ -8,6 +8,7 @@ from ipe_events.agent.job import Job
 from ipe_events.bus.cloudevents import headers_for
 from ipe_events.bus.connection import Bus
 from ipe_events.clock import Clock
+from ipe_events.events.codec import encode
 from ipe_events.events.outcome import Outcome
 from ipe_events.subjects import OUTCOME
 from ipe_events.telemetry.log import get_logger
@@ -72,7 +73,7 @@ class Outcomes:
             trace=trace.traceparent,
             extensions={"cause": outcome.command, "hops": str(outcome.hops)},
         )
-        await self._bus.publish(subject, outcome.model_dump_json(exclude_none=True).encode(), id=outcome.id, headers=headers)
+        await self._bus.publish(subject, encode(outcome), id=outcome.id, headers=headers)
 
     async def is_published(self, outcome: Outcome, since: datetime) -> bool:
         """Whether the outcome is in the stream: deduplication does not survive a restart of the broker, so we look."""

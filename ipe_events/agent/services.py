@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ipe_events.agent.carrier import Carrier
 from ipe_events.agent.claims import digest
@@ -27,6 +27,8 @@ from ipe_events.bus.connection import Bus, Reply
 from ipe_events.bus.services import Endpoint, Request, ServiceHandle
 from ipe_events.clock import SYSTEM, Clock, rfc3339
 from ipe_events.errors import KubeError, ServiceError, UsageError
+from ipe_events.events.base import RequestPart
+from ipe_events.events.codec import decode, encode
 from ipe_events.events.command import Command
 from ipe_events.events.ids import ChangeId
 from ipe_events.events.refs import ResourceRef
@@ -45,10 +47,8 @@ _PUBLISH_BATCH = 64
 _STATUS_OF = {400: 400, 403: 403, 404: 404, 422: 400}
 
 
-class Question(BaseModel):
+class Question(RequestPart):
     """What a caller asks: objects of a resource, in one namespace or all."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     resource: str = Field(max_length=500)
     namespace: str = Field(default="", max_length=63)
@@ -70,9 +70,6 @@ class SnapshotQuestion(Question):
     """Objects as they are now, published to the caller's own subject; ``request`` tells this snapshot from others."""
 
     request: str = Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=128)
-
-
-QuestionT = TypeVar("QuestionT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +166,7 @@ class AgentServices:
     # --- answers -------------------------------------------------------------------------------------------------------------
 
     async def _get(self, request: Request) -> Reply:
-        asked = _parse(GetQuestion, request)
+        asked = decode(GetQuestion, request.body)
         resource = self._permitted(_caller(request), asked)
         if asked.namespace and not self._selection(_caller(request), resource.ref, namespaces_only=True).everything:
             self._check_namespace(_caller(request), resource.ref, asked.namespace)
@@ -178,7 +175,7 @@ class AgentServices:
         return Reply(bytes(self._redactor.redact(resource.ref, answer.body)))
 
     async def _list(self, request: Request) -> AsyncIterator[Reply]:
-        asked = _parse(ListQuestion, request)
+        asked = decode(ListQuestion, request.body)
         caller = _caller(request)
         resource = self._permitted(caller, asked)
         selection = self._selection(caller, resource.ref)
@@ -198,7 +195,7 @@ class AgentServices:
 
     async def _snapshot(self, request: Request) -> Reply:
         """Publish every object to the caller's subject, then the marker; answer when all is stored."""
-        asked = _parse(SnapshotQuestion, request)
+        asked = decode(SnapshotQuestion, request.body)
         caller = _caller(request)
         resource = self._permitted(caller, asked)
         if not self._view.cluster_uid():
@@ -226,7 +223,7 @@ class AgentServices:
         return Reply(orjson.dumps(summary))
 
     async def _dryrun(self, request: Request) -> Reply:
-        command = _parse(Command, request)
+        command = decode(Command, request.body)
         trace = parse_traceparent(request.headers.get("traceparent", "")) or new_trace()
         # the subject of a question names no verb of a command, so the body's counts; handler and cluster must still agree
         addressee = Addressee(self._cluster, _caller(request), command.action.verb)
@@ -235,10 +232,10 @@ class AgentServices:
             outcome = await self._carrier.rehearse(job)
         except Postponed as why:
             raise ServiceError(self._redactor.redact_text(str(why)), code=503) from why
-        return Reply(outcome.model_dump_json(exclude_none=True).encode())
+        return Reply(encode(outcome))
 
     async def _metrics(self, request: Request) -> Reply:
-        asked = _parse(Question, request)
+        asked = decode(Question, request.body)
         if asked.resource not in METRICS:
             raise ServiceError(f"metrics are of {' or '.join(METRICS)}, not of {asked.resource!r}", code=400)
         caller = _caller(request)
@@ -381,15 +378,6 @@ class _Translated:
 
 def _caller(request: Request) -> str:
     return AGENT_SERVICE.parse(request.subject)["caller"]
-
-
-def _parse(model: type[QuestionT], request: Request) -> QuestionT:
-    try:
-        return model.model_validate_json(request.body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the question"
-        raise ServiceError(f"{place}: {first['msg']}", code=400) from error
 
 
 def _page(items: list[bytes], resource_version: str) -> Reply:

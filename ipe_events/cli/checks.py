@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from ipe_events.cli.clusters import load as load_clusters
 from ipe_events.cli.common import Session, ago
 from ipe_events.clock import SYSTEM
-from ipe_events.errors import IpeError
+from ipe_events.errors import IpeError, SchemaError
 from ipe_events.subjects import CHANGE, DLQ
 
 if TYPE_CHECKING:
@@ -173,21 +173,17 @@ async def _agents(bus: "Bus") -> list[Finding]:
 async def _handlers(bus: "Bus") -> list[Finding]:
     import fnmatch
 
-    from pydantic import ValidationError
-
+    from ipe_events.events.codec import decode
     from ipe_events.events.registry import HandlerDeclaration
 
     clusters, _ = await load_clusters(bus, SYSTEM.now())
     bucket = await bus.kv("ipe_handlers")
     found: list[Finding] = []
-    for key in await bucket.keys():
-        entry = await bucket.get(key)
-        if entry is None:
-            continue
+    async for entry in bucket.entries():
         try:
-            declared = HandlerDeclaration.model_validate_json(entry.value)
-        except ValidationError:
-            found.append(Finding("handlers", "failed", f"declaration {key!r} cannot be read", "restart that handler"))
+            declared = decode(HandlerDeclaration, entry.value)
+        except SchemaError as error:
+            found.append(Finding("handlers", "failed", f"declaration {entry.key!r}: {error}", "restart that handler"))
             continue
         wanted = declared.clusters or ("*",)
         served = [one for one in clusters if any(fnmatch.fnmatchcase(one.status.cluster, glob) for glob in wanted)]

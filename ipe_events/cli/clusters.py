@@ -9,7 +9,7 @@ import click
 from ipe_events.cli.common import Session, ago, common_options, output_options, pass_session, run
 from ipe_events.cli.printers import Column, Table, print_items, print_record
 from ipe_events.clock import SYSTEM
-from ipe_events.errors import BusNotFound, UsageError
+from ipe_events.errors import BusNotFound, SchemaError, UsageError
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -69,8 +69,7 @@ TABLE: Table[Cluster] = Table(
 
 async def load(bus: "Bus", now: datetime) -> tuple[list[Cluster], list[str]]:
     """All clusters with a status, sorted by name, and the keys whose value cannot be read."""
-    from pydantic import ValidationError
-
+    from ipe_events.events.codec import decode
     from ipe_events.events.registry import AgentStatus
 
     try:
@@ -78,14 +77,11 @@ async def load(bus: "Bus", now: datetime) -> tuple[list[Cluster], list[str]]:
     except BusNotFound:
         return [], []
     found, unreadable = [], []
-    for key in await bucket.keys():
-        entry = await bucket.get(key)
-        if entry is None:
-            continue  # deleted since the keys were listed
+    async for entry in bucket.entries():
         try:
-            status = AgentStatus.model_validate_json(entry.value)
-        except ValidationError:
-            unreadable.append(key)
+            status = decode(AgentStatus, entry.value)
+        except SchemaError:
+            unreadable.append(entry.key)
         else:
             found.append(Cluster(status, (now - status.time).total_seconds()))
     return sorted(found, key=lambda cluster: cluster.status.cluster), unreadable

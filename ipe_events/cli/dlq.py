@@ -168,6 +168,7 @@ async def _publish_again(bus: "Bus", ref: str, stored: "Stored") -> str:
 async def _record(bus: "Bus", ref: str, subject: str, reason: str) -> None:
     from ipe_events.bus.cloudevents import headers_for
     from ipe_events.events.act import Act
+    from ipe_events.events.codec import encode
     from ipe_events.events.ids import derived_id
     from ipe_events.subjects import ACT
 
@@ -175,4 +176,4 @@ async def _record(bus: "Bus", ref: str, subject: str, reason: str) -> None:
     act = Act(user=bus.identity, act="replay", target=ref, reason=reason, arguments={"subject": subject}, time=now)
     identity = derived_id("act", act.user, act.act, ref, now.isoformat())
     headers = headers_for(act, id=identity, source=f"/operators/{act.user}", subject=ref, time=now)
-    await bus.publish(ACT.format(user=act.user, act=act.act), act.model_dump_json().encode(), id=identity, headers=headers)
+    await bus.publish(ACT.format(user=act.user, act=act.act), encode(act), id=identity, headers=headers)

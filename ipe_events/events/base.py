@@ -60,6 +60,6 @@ class Request(Payload):
 
 
 class RequestPart(Model):
-    """A part of a request, equally strict."""
+    """A part of a request, or a question to a service: equally strict."""
 
     model_config = ConfigDict(extra="forbid")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ipe_events.errors import SchemaError
-from ipe_events.events.base import Payload, Request
+from ipe_events.events.base import Payload, Request, RequestPart
 from ipe_events.events.explain import explain, quote
 
 M = TypeVar("M", bound=BaseModel)
@@ -53,7 +53,7 @@ def decode(model: type[M], body: bytes, *, ce_type: str | None = None) -> M:
     """The payload in a body.
 
     Args:
-        model: what is expected. A ``Request`` is read strictly, everything else leniently.
+        model: what is expected. A ``Request`` or ``RequestPart`` is read strictly, everything else leniently.
         body: UTF-8 JSON.
         ce_type: the message's ``ce-type``, when it has one; type and version are checked against the model's.
 
@@ -68,7 +68,7 @@ def decode(model: type[M], body: bytes, *, ce_type: str | None = None) -> M:
         raise SchemaError(f"{name}: the body takes {len(body):,} bytes, at most {_limit(model):,} are allowed")
     document = parse(body, where=name)
     _check_version(model, document, name)
-    strict = issubclass(model, Request)
+    strict = _is_strict(model)
     try:
         return model.model_validate_json(
             body, strict=strict, extra="forbid" if strict else "ignore", by_alias=True, by_name=False
@@ -135,7 +135,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_
 
 
 def _limit(model: type[BaseModel]) -> int:
-    return MAX_REQUEST if issubclass(model, Request) else MAX_BODY
+    return MAX_REQUEST if _is_strict(model) else MAX_BODY
+
+
+def _is_strict(model: type[BaseModel]) -> bool:
+    return issubclass(model, Request | RequestPart)
 
 
 def _check_type(model: type[Payload], ce_type: str) -> None:

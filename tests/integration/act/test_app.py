@@ -14,7 +14,7 @@ from ipe_events.agent.wants import wanted
 from ipe_events.bus.topology import TopologySettings, apply, desired, plan
 from ipe_events.clock import SYSTEM
 from ipe_events.errors import BusNotFound, ConfigError
-from ipe_events.events.codec import encode
+from ipe_events.events.codec import decode, encode
 from ipe_events.events.refs import ResourceRef
 from ipe_events.events.registry import AgentStatus, HandlerDeclaration
 from ipe_events.testing.fake import FakeCluster
@@ -37,7 +37,7 @@ async def running(config: AgentConfig, nats_server):
 
 async def statuses(bus) -> dict[str, AgentStatus]:
     bucket = await bus.kv("ipe_agents")
-    return {entry.key: AgentStatus.model_validate_json(entry.value) async for entry in bucket.entries()}
+    return {entry.key: decode(AgentStatus, entry.value) async for entry in bucket.entries()}
 
 
 def join(tmp_path, clusters) -> str:

@@ -105,6 +105,36 @@ async def test_what_is_not_answered(fake_place, streams, verb, question, code):
         assert refused.value.code == code, refused.value
 
 
+WEB = b'"resource": "deployments.apps", "namespace": "default", "name": "web"'
+
+
+@pytest.mark.parametrize("verb", ["get", "list", "snapshot", "dryrun", "metrics"])
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "not JSON"),
+        (b"[]", "should be an object|should be a valid"),
+        (b"{%s, \xff}" % WEB, "not UTF-8"),
+        (b'{"resource": "secrets", %s}' % WEB, '"resource" occurs twice'),
+        (b'{%s, "extra": NaN}' % WEB, "NaN is not JSON"),
+        (b'{%s, "extra": 1e999}' % WEB, "not finite"),
+        (b'{%s, "extra": "\\ud800"}' % WEB, "half a surrogate"),
+        (b'{"a\\r\\nNats-Service-Error-Code: 200": 1, %s}' % WEB, "unknown field"),
+        (b'{"resource": 5}', "resource: value 5|unknown field"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"x": "%s"}' % (b"x" * (2 << 20)), "at most 2,097,152"),
+    ],
+    ids=["empty", "list", "bytes", "twice", "nan", "infinite", "surrogate", "header", "type", "deep", "big"],
+)
+async def test_a_hostile_question_is_refused_in_one_line_and_the_service_lives_on(fake_place, streams, verb, body, told):
+    async with answering(fake_place, streams) as asking:
+        with pytest.raises(ServiceError, match=told) as refused:
+            await streams.request(AGENT_SERVICE.format(cluster="c1", caller="guard", verb=verb), body)
+        assert refused.value.code == 400
+        assert "\n" not in str(refused.value)
+        assert (await asking.one("whoami", {}))["caller"] == "guard"
+
+
 async def test_a_grant_adds_what_its_handler_may_read(place, streams):
     place.call(
         "POST",
