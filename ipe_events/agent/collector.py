@@ -162,7 +162,7 @@ class Collector:
                 while True:
                     point = await self._persistently(self._identify)
                     with suppress(_EpochEnded):
-                        await self._live(point, publisher)
+                        await self._live(point, publisher, announcing)
             finally:
                 self._publisher = None
                 announcing.cancel()
@@ -198,7 +198,7 @@ class Collector:
         self.cluster_uid, self.epoch = known.cluster_uid, known.epoch
         return known
 
-    async def _live(self, point: ClusterPoint, publisher: Publisher) -> None:
+    async def _live(self, point: ClusterPoint, publisher: Publisher, announcing: asyncio.Task[None]) -> None:
         """One epoch.
 
         Raises:
@@ -215,7 +215,7 @@ class Collector:
             for step in (self._probe, self._heartbeat, self._save_all)
         ]
         try:
-            await self._supervise(around, helpers)
+            await self._supervise(around, [announcing, *helpers])
         except asyncio.CancelledError:
             await _end(*(running.task for running in self._running.values()))
             if self._settings.farewell_seconds and self._bus.connected:
@@ -334,6 +334,7 @@ class Collector:
 
     def _on_rewound(self, resource: str, before: int, now: int) -> None:
         if not self._ended.done():
+            self._state = "syncing"
             _log.warning("the cluster's history went backwards", cluster=self.cluster, resource=resource, before=before, now=now)
             self._ended.set_result(
                 Epoch(
@@ -450,6 +451,8 @@ class Collector:
 
     async def _save(self, *, final: bool) -> None:
         for running in list(self._running.values()):
+            if self._announcer.waiting:
+                return  # a resume point behind a gap that nobody was told of would make it silent for ever
             try:
                 await running.watcher.save(final=final)
             except BusError as error:
@@ -461,9 +464,9 @@ class Collector:
             async with asyncio.timeout(timeout):
                 if self._publisher is not None:
                     await self._publisher.drain()
-                await self._save(final=True)
-                await self._save(final=True)
                 await self._announcer.drain()
+                await self._save(final=True)
+                await self._save(final=True)
 
 
 async def _watch(watcher: Watcher) -> None:

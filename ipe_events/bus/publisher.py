@@ -178,6 +178,7 @@ class Publisher:
         self._unlisten = bus.on_state(self._on_state)
         self._recovery: asyncio.Task[None] | None = None
         self._ticker = self._loop.create_task(self._tick())
+        self._ticker.add_done_callback(_complain)
         self._max_payload = bus.max_payload
         self._duplicates = DUPLICATES.labels()
 
@@ -340,6 +341,7 @@ class Publisher:
         if self._recovery is not None:
             self._recovery.cancel()
         self._recovery = self._loop.create_task(self._recover())
+        self._recovery.add_done_callback(_complain)
 
     async def _recover(self) -> None:
         """Find out what is stored, send the rest, and open the window again."""
@@ -421,6 +423,12 @@ class Publisher:
                 self._oldest_since = (oldest, now)
                 patience = min(patience * 2, _LONGEST_PATIENCE)
             self._make_room()
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    """A task of a publisher ends only when it is cancelled; anything else is a mistake of ours that must be seen."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("the publisher failed", exc_info=task.exception())
 
 
 def _no_ack(head: bytes, body: bytes) -> tuple[str, int]:
