@@ -83,6 +83,7 @@ class Restored:
         index: exactly what the stream says.
         sequence: changes published so far in this epoch.
         resume: resourceVersion to watch on from; 0: sync first.
+        newest: the highest resourceVersion that was replayed; a watch below it repeats what the stream holds.
         stream: the changes' stream; empty when there is none.
         last_seq: the stream's last sequence.
         gaps: (cause, since) of what the record may miss.
@@ -92,6 +93,7 @@ class Restored:
     index: Index = field(default_factory=Index)
     sequence: int = 0
     resume: int = 0
+    newest: int = 0
     stream: str = ""
     last_seq: int = 0
     gaps: list[tuple[str, str]] = field(default_factory=list)
@@ -154,7 +156,10 @@ class Checkpoints:
         if snapshot is not None:
             head, found.index = snapshot
             found.has_snapshot = True
-            start, found.sequence = head.seq + 1, head.sequence
+            # a snapshot whose resume point was never written is ahead of it: what lies between is replayed as well, so that
+            # deletes in it are known when the watch brings their objects again
+            start = min(head.seq, head.seq if point is None else point.seq) + 1
+            found.sequence = head.sequence
             if head.epoch != identity.epoch:
                 found.index.forget_versions()
                 found.sequence = 0
@@ -163,7 +168,7 @@ class Checkpoints:
             state = (await self._bus.stream_info(found.stream))["state"]
             first_seq, found.last_seq = int(state["first_seq"]), int(state["last_seq"])
         lost = point is not None and found.last_seq < point.seq
-        newest = await self._replay(found, subjects, 1 if lost else start, identity)
+        newest = found.newest = await self._replay(found, subjects, 1 if lost else start, identity)
         if point is None:
             found.gaps.append(("first-start", ""))
         elif lost:

@@ -105,6 +105,7 @@ class Watcher:
         self._snapshot_at = 0.0
         self._snapshot_sequence = -1
         self._has_snapshot = False
+        self._behind = 0
         self._lane: Lane | None = None
         self._feed: Feed | None = None
         self._reflector: Reflector | None = None
@@ -155,6 +156,8 @@ class Watcher:
     def _build(self, restored: Restored) -> None:
         around = self._around
         self._has_snapshot = restored.has_snapshot
+        # until the watch has caught up with the stream, its place and the stream's do not belong together
+        self._behind = restored.newest
         self._lane = around.publisher.lane(resource_filter(around.cluster, self.ref), after=restored.last_seq)
         self._lane.acked_seq = restored.last_seq
         self._feed = Feed(
@@ -199,8 +202,10 @@ class Watcher:
             gaps, self._gaps = self._gaps, []
             for cause, since in gaps:
                 self._around.on_gap(self.name, cause, since, until, "", _EXPLANATIONS[cause])
-        elif report.cause is Cause.GONE and report.position.phase is Phase.LIST and self.synced and not self._gaps:
-            self._gaps.append(("history-expired", str(report.position.version)))
+        elif report.position.phase is Phase.LIST and self.synced and not self._gaps:
+            # whatever makes a watch list again, states between its last and the list are not seen
+            cause = "history-expired" if report.cause is Cause.GONE else "relisted"
+            self._gaps.append((cause, str(report.position.version)))
         elif report.cause is Cause.REFUSED and report.error is not None:
             why = self._around.redactor.redact_text(report.error.message)
             if not self.refusal:  # asked again every few minutes, told once
@@ -222,10 +227,10 @@ class Watcher:
             BusError: not written; the next call tries again.
         """
         lane = self._lane
-        if lane is None or not self.synced or not lane.acked_mark:
+        if lane is None or not self.synced or not lane.acked_mark or lane.acked_mark < self._behind:
             return
+        point = self._point(lane)  # as it was when the caller saw that nothing stands against it
         await self._save_index(lane, final=final)
-        point = self._point(lane)
         if self._has_snapshot and point != self._saved:
             await self._around.checkpoints.save(self.ref, point)
             self._saved = point
@@ -267,6 +272,7 @@ _EXPLANATIONS = {
     "selection": "other objects are selected than before",
     "restored": "the cluster's history went backwards",
     "retention": "the stream no longer holds what the stored index needs",
+    "relisted": "the watch could not go on where it was; states in between are unknown",
     "history-expired": "the API server no longer had the history; states in between are unknown",
 }
 """What each cause of a gap means, for people."""

@@ -15,7 +15,7 @@ from ipe_events.errors import BusError
 from ipe_events.events.cluster import Connected, Gap
 from ipe_events.events.codec import decode
 from ipe_events.events.headers import header
-from ipe_events.subjects import CHANGE, CLUSTER
+from ipe_events.subjects import CLUSTER
 from tests.chaos.churn import Churn
 from tests.chaos.truth import Stretch, Truth, complaints, stretches
 from tests.controlplane.process import Child
@@ -149,4 +149,4 @@ async def churning(churn: Churn, every: float = 0.002) -> AsyncIterator[None]:
 
 def die(seed: int, name: str) -> random.Random:
     """The source of every random choice of one test."""
-    return random.Random(f"{name}/{seed}")  # noqa: S311 - a repeatable die
+    return random.Random(f"{name}/{seed}")

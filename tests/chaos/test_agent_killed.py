@@ -7,7 +7,7 @@ from tests.chaos.churn import Churn
 from tests.chaos.stage import Stage, churning, die, seeds
 from tests.chaos.truth import Truth
 
-KILLS = 6
+KILLS = 5
 
 
 @pytest.mark.parametrize("seed", seeds(1, 2))

@@ -39,8 +39,8 @@ class Truth:
     @classmethod
     def of(cls, cluster: FakeCluster, group: str = "", resource: str = "configmaps") -> "Truth":
         """The history of a simulated cluster from now on."""
-        truth = cls()
-        truth.states += [State(item.obj["metadata"]["uid"], item.rv, "added") for _, item in cluster.store.items((group, resource))]
+        items = cluster.store.items((group, resource))
+        truth = cls([State(item.obj["metadata"]["uid"], item.rv, "added") for _, item in items])
 
         def follow(change: Change) -> None:
             truth.states.append(State(change.item.obj["metadata"]["uid"], change.rv, _VERBS[change.verb]))
