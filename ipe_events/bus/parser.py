@@ -40,6 +40,8 @@ class FastParser(Parser):
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read; called by nats-py's read loop."""
+        if self.nc.is_reconnecting:
+            return  # the last bytes of the connection that was lost: what they begin will never end
         if self._needed:
             self._begun += data
             if len(self._begun) < self._needed:
