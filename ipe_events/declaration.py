@@ -26,8 +26,6 @@ ATTRIBUTE = "__ipe_declaration__"
 Start: TypeAlias = Literal["new", "snapshot", "all"] | datetime
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(ms|s|m|h|d))")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _injectable: dict[type, str] = {Clock: "Clock"}
 _provided: dict[type, Callable[..., Any]] = {}
@@ -369,22 +367,6 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 # --- small readers -------------------------------------------------------------------------------------------------------
-
-
-def seconds(value: str | float, *, what: str = "duration") -> float:
-    """Seconds of a number or of a text such as ``30s``, ``500ms``, ``10m``, ``1h30m``.
-
-    Raises:
-        UsageError: the value is not a positive duration.
-    """
-    if isinstance(value, str):
-        parts = _DURATION.findall(value)
-        if not parts or "".join(number + unit for number, unit in parts) != value:
-            raise UsageError(f"{what} {value!r} is not a duration", fix="write it as 30s, 500ms, 10m or 1h30m")
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{what} {value!r} is not positive")
-    return float(value)
 
 
 def names_of(function: Callable[..., Any], name: str | None, identity: str | None) -> tuple[str, str]:

@@ -27,9 +27,9 @@ from ipe_events.declaration import (
     names_of,
     provide,
     read_signature,
-    seconds,
     texts,
 )
+from ipe_events.durations import seconds
 from ipe_events.events.base import Payload
 from ipe_events.interest import patterns_of, topics_of
 

@@ -7,35 +7,19 @@ its line and the nearest known one, because a misspelt limit that is ignored is 
 Durations are seconds or text such as ``90s``, ``10m``, ``1h30m``.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ipe_events.agent.grants import Grant, Protected, ResourcePattern, Section
+from ipe_events.durations import seconds
 from ipe_events.errors import ConfigError, UsageError
 from ipe_events.events.refs import ResourceRef
 from ipe_events.policy.documents import Document, parse_documents, read_documents
 
 API_VERSION: Final = "ipe.dev/v1alpha1"
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-
-
-def parse_duration(value: Any) -> float:
-    """Seconds of ``90``, ``"90s"``, ``"1h30m"``.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str) and _DURATION.fullmatch(value):
-        return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(value))
-    raise ValueError("a duration is seconds or text such as 90s, 10m, 1h30m")
 
 
 def _one_resource(text: str) -> str:
@@ -43,7 +27,7 @@ def _one_resource(text: str) -> str:
     return text
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | str)]
+Seconds = Annotated[float, BeforeValidator(seconds, json_schema_input_type=float | str)]
 OneResource = Annotated[str, AfterValidator(_one_resource)]
 
 

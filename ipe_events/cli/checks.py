@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ipe_events.cli.clusters import load as load_clusters
-from ipe_events.cli.common import Session, ago
+from ipe_events.cli.common import Session
 from ipe_events.clock import SYSTEM
+from ipe_events.durations import ago
 from ipe_events.errors import IpeError, SchemaError
 from ipe_events.subjects import CHANGE, DLQ
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipe_events.cli.common import Session, ago, common_options, output_options, pass_session, run
+from ipe_events.cli.common import Session, common_options, output_options, pass_session, run
 from ipe_events.cli.printers import Column, Table, print_items, print_record
 from ipe_events.clock import SYSTEM
+from ipe_events.durations import ago
 from ipe_events.errors import BusNotFound, SchemaError, UsageError
 
 if TYPE_CHECKING:

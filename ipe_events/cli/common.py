@@ -7,7 +7,6 @@ Data goes to standard output; ``session.note`` and ``session.detail`` speak to p
 """
 
 import os
-import re
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ipe_events.durations import seconds
 from ipe_events.errors import IpeError, UsageError
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ INTERNAL = 70
 INTERRUPTED = 130
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 @dataclass(slots=True)
@@ -112,32 +109,10 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Seconds, or a usage error that names the value."""
-        if isinstance(value, int | float):
-            return float(value)
         try:
-            return parse_duration(str(value))
+            return seconds(value, zero=True)
         except UsageError as error:
-            self.fail(f"{error.message}; write it like {error.fix}", param, ctx)
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in ``1h30m``, ``90s``, ``500ms``, ``2d``.
-
-    Raises:
-        UsageError: the text is no duration.
-    """
-    parts = list(_DURATION.finditer(text))
-    if not parts or "".join(part[0] for part in parts) != text:
-        raise UsageError(f"{text!r} is not a duration", fix="`30s`, `5m`, `1h30m`, `2d`")
-    return sum(float(part[1]) * _UNITS[part[2]] for part in parts)
-
-
-def ago(seconds: float) -> str:
-    """A stretch of time in one unit: ``12s``, ``5m``, ``3h``, ``2d``."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(seconds, 0):.0f}s"
+            self.fail(f"{error.message}; {error.fix}", param, ctx)
 
 
 def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:

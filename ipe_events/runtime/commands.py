@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from ipe_events.declaration import injectable, seconds
+from ipe_events.declaration import injectable
+from ipe_events.durations import seconds
 from ipe_events.errors import UsageError
 from ipe_events.events.change import Change
 from ipe_events.events.command import (

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from ipe_events.declaration import seconds
+from ipe_events.durations import seconds
 
 
 class FakeClock:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ipe_events import Backoff, Batch, Change, Clock, Commands, Event, Log, Message, State, every, handler, provide, service
-from ipe_events.declaration import Service, Subscription, Timer, declaration_of, seconds
+from ipe_events.declaration import Service, Subscription, Timer, declaration_of
 from ipe_events.errors import DeclarationError, UsageError
 from ipe_events.events import Connected, Disconnected, Finding, Payload
 from ipe_events.interest import overlaps, topics_of
@@ -165,17 +165,6 @@ def test_provide_makes_a_type_known():
 
 
 def _with_parameter(x: int) -> UsageError: ...  # type: ignore[empty-body]  # never called
-
-
-@pytest.mark.parametrize(("text", "value"), [("30s", 30), ("500ms", 0.5), ("1h30m", 5400), ("2d", 172_800), (7, 7)])
-def test_durations(text, value):
-    assert seconds(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "30", "s", "5 m", "-1s", "0s", 0, -3, float("inf")])
-def test_wrong_durations(text):
-    with pytest.raises(UsageError):
-        seconds(text)
 
 
 def test_backoff_grows_to_its_ceiling():

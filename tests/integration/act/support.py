@@ -26,6 +26,7 @@ from ipe_events.kube.discovery import Discovery
 from ipe_events.kube.session import KubeSession
 from ipe_events.subjects import COMMAND, OUTCOME
 from ipe_events.telemetry.trace import new_trace
+from tests.helpers import eventually
 
 JsonObject = dict[str, Any]
 APPS = "/apis/apps/v1"
@@ -213,6 +214,9 @@ async def acting(
     async with AsyncExitStack() as stack:
         task = asyncio.create_task(actuator.run())
         stack.push_async_callback(end, task)
+        if role in (Role.HOLDER, Role.VACANT):
+            # an outage that a test brings about next must not hit the start
+            await eventually(lambda: task.done() or actuator._consumer is not None)
         yield Rig(place, bus, cluster, carrier, actuator, written)
 
 
