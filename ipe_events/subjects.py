@@ -76,7 +76,7 @@ def partition(cluster: str, namespace: str, resource: str) -> int:
 
 
 def _token(field: str, value: str | int) -> str:
-    """The token of one field; the core group's name is empty, its token is ``core`` (built-in groups are not called so, custom ones hold a dot)."""
+    """The token of one field. The core group's empty name becomes ``core``: no built-in group is called so, others hold a dot."""
     return CORE if field == "group" and value == "" else escape(str(value))
 
 
