@@ -289,11 +289,8 @@ async def churn(cluster: FakeCluster, generator: LoadGenerator, *, pods: int, ra
     names = [(metadata["namespace"], metadata["name"]) for metadata in (generator.pod(i)["metadata"] for i in range(pods))]
     start = loop.time()
     for number in range(events):
-        wait = start + number / rate - loop.time()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        elif number % 64 == 0:
-            await asyncio.sleep(0)
+        # also when late: what was changed must get a chance to leave before the next change
+        await asyncio.sleep(max(0.0, start + number / rate - loop.time()))
         namespace, name = names[number % pods]
         sent = {"metadata": {"annotations": {SENT_ANNOTATION: str(time.monotonic_ns())}}}
         cluster.patch("pods", name, sent, namespace=namespace, manager="load")

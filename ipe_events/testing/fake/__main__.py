@@ -12,7 +12,7 @@ import click
 
 from ipe_events.testing.fake.bench import BenchServer
 from ipe_events.testing.fake.cluster import FakeCluster
-from ipe_events.testing.load import LoadGenerator, churn
+from ipe_events.testing.load import LoadGenerator
 
 
 @click.command(context_settings={"max_content_width": 120})
@@ -24,8 +24,6 @@ from ipe_events.testing.load import LoadGenerator, churn
 @click.option("--pods", default=0, show_default=True, help="Generated pods to start with.")
 @click.option("--deployments", default=0, show_default=True, help="Generated deployments to start with.")
 @click.option("--controllers", is_flag=True, help="Deployments make ReplicaSets and Pods.")
-@click.option("--rate", default=0.0, help="Change pods at this many events a second, once a line arrives on standard input.")
-@click.option("--events", default=0, help="How many changes --rate makes.")
 @click.option("--bench-watch", default=0, help="Serve pods only: this many pre-rendered events per watch.")
 def main(**options: object) -> None:
     """Run a simulated Kubernetes cluster until SIGINT or SIGTERM."""
@@ -50,7 +48,7 @@ def _serve_bench(events: int, *, pods: int, seed: int, port: int) -> None:
 
 async def _serve(
     *, name: str, port: int, token: str | None, kubeconfig: Path | None, seed: int, pods: int, deployments: int,
-    controllers: bool, rate: float, events: int,
+    controllers: bool,
 ) -> None:  # fmt: skip
     generator = LoadGenerator(seed)
     done = asyncio.Event()
@@ -62,9 +60,6 @@ async def _serve(
         if kubeconfig is not None:
             cluster.kubeconfig(kubeconfig)
         click.echo(cluster.url)
-        if rate > 0:
-            await asyncio.to_thread(sys.stdin.readline)
-            await churn(cluster, generator, pods=pods, rate=rate, events=events)
         await done.wait()
 
 
