@@ -113,6 +113,15 @@ class Client(NatsClient):
         except Exception:
             log.exception("a message callback failed", subject=subject.decode(errors="replace"))
 
+    async def _send_ping(self, future: "asyncio.Future[bool] | None" = None) -> None:
+        # nats-py's ping overtakes what still waits for its flusher, so that the pong would prove nothing about it
+        if self._pending_data_size > 0:
+            assert self._transport
+            self._transport.writelines(self._pending[:])
+            self._pending = []
+            self._pending_data_size = 0
+        await super()._send_ping(future)
+
     def _connect_command(self) -> bytes:
         try:
             return bytes(super()._connect_command())

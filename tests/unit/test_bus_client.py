@@ -19,6 +19,7 @@ def test_nats_py_still_has_what_we_override():
     assert parameters(NatsClient._process_msg) == ["self", "sid", "subject", "reply", "data", "headers"]
     assert parameters(NatsClient._process_err) == ["self", "err_msg"]
     assert parameters(NatsClient._connect_command) == ["self"]
+    assert parameters(NatsClient._send_ping) == ["self", "future"]
     assert parameters(NatsClient._process_op_err) == ["self", "e"]
     assert parameters(Parser.parse) == ["self", "data"]
     assert parameters(Parser.reset) == ["self"]
@@ -131,3 +132,26 @@ async def test_no_error_of_the_server_ends_the_client_for_good(text: str, monkey
     await client._process_err(text)
     assert len(reconnects) == 1
     assert not client.is_closed
+
+
+async def test_a_ping_does_not_overtake_what_was_written(monkeypatch: pytest.MonkeyPatch):
+    """Otherwise a pong comes before the server's word on the command, and a refusal is noticed too late."""
+    client = Client()
+    sent: list[bytes] = []
+
+    class Wire:
+        def write(self, data: bytes) -> None:
+            sent.append(data)
+
+        def writelines(self, lines: list[bytes]) -> None:
+            sent.extend(lines)
+
+    async def no_flusher() -> None:
+        return None
+
+    monkeypatch.setattr(client, "_transport", Wire())
+    monkeypatch.setattr(client, "_flush_pending", no_flusher)
+    client.write(b"PUB forbidden 0\r\n\r\n")
+    await client._send_ping()
+    assert sent == [b"PUB forbidden 0\r\n\r\n", b"PING\r\n"]
+    assert client._pending == []
