@@ -1,9 +1,8 @@
 """``ipe dlq``: what handlers gave up on, why, and once more from the start.
 
 A dead letter is a copy of the message with the reason in its headers. Replaying publishes it again on its original subject, with
-its original event id and a message id of its own that names the replay, so the stream does not take it for a double. Every
-handler of that subject receives it again and recognises it by the event id. The replay is an operator's act and goes on the
-record.
+its original event id and a message id of its own that names the replay, so the stream does not take it for a double. A header
+names the one handler that gave up on it; all others let it pass. The replay is an operator's act and goes on the record.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from ipe_events.cli.common import Duration, Session, common_options, output_opti
 from ipe_events.cli.printers import Column, Table, clean, print_items, to_json
 from ipe_events.cli.record import Entry, NoSuchEvent, Query, parse_ref
 from ipe_events.clock import SYSTEM
-from ipe_events.errors import SchemaError, UsageError
+from ipe_events.errors import BusNotFound, SchemaError, UsageError
+from ipe_events.events.headers import REPLAY_HANDLER, REPLAY_OF
 from ipe_events.subjects import DLQ, topic_of
 
 if TYPE_CHECKING:
@@ -122,17 +122,17 @@ async def _show(session: Session, ref: str) -> None:
 @common_options
 @pass_session
 def replay(session: Session, refs: tuple[str, ...], reason: str) -> None:
-    """Publish dead letters again on their original subjects; every handler of a subject gets its message again."""
+    """Publish dead letters again, each for the one handler that gave up on it."""
     run(_replay(session, refs, reason))
 
 
 async def _replay(session: Session, refs: tuple[str, ...], reason: str) -> None:
     async with session.bus() as bus:
-        letters = [(ref, await _stored(bus, ref)) for ref in refs]  # all must exist before the first is published
-        for ref, stored in letters:
-            subject = await _publish_again(bus, ref, stored)
-            await _record(bus, ref, subject, reason)
-            session.note(f"{ref} is published again on {subject}")
+        letters = [await _letter(bus, ref) for ref in refs]  # each must have its receiver before the first is published
+        for letter in letters:
+            await _publish_again(bus, letter)
+            await _record(bus, letter.ref, letter.subject, reason)
+            session.note(f"{letter.ref} is published again on {letter.subject} for {letter.handler}")
 
 
 async def _stored(bus: "Bus", ref: str) -> "Stored":
@@ -145,24 +145,50 @@ async def _stored(bus: "Bus", ref: str) -> "Stored":
     return stored
 
 
-async def _publish_again(bus: "Bus", ref: str, stored: "Stored") -> str:
-    """Publishes the message that a dead letter keeps; returns its subject."""
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """A dead letter that can be published again."""
+
+    ref: str
+    stored: "Stored"
+    subject: str
+    handler: str
+
+
+async def _letter(bus: "Bus", ref: str) -> _Replay:
+    """Reads a dead letter and makes sure that somebody waits for its replay.
+
+    Raises:
+        NoSuchEvent: it is not in the stream (any more).
+        SchemaError: no handler's runtime wrote it.
+        BusNotFound: its handler does not consume the stream any more.
+    """
     from urllib.parse import unquote
 
-    subject = unquote(stored.headers.get(f"{_REASON}subject", ""))
-    if not subject:
+    stored = await _stored(bus, ref)
+    subject, stream, handler = (unquote(stored.headers.get(f"{_REASON}{name}", "")) for name in ("subject", "stream", "consumer"))
+    if not (subject and stream and handler):
         raise SchemaError(f"{ref} does not say where it came from", where="dlq", fix="it was not written by a handler of ours")
     if topic_of(subject) is DLQ:
         raise SchemaError(f"{ref} came from {subject}, itself a dead letter's subject", where="dlq")
-    headers = {
-        name: value
-        for name, value in stored.headers.items()
-        if not name.startswith((_REASON, "Nats-"))
-    }  # fmt: skip
-    headers["ipe-replay-of"] = ref
-    moment = SYSTEM.now()
-    await bus.publish(subject, stored.body, id=f"replay/{ref}/{moment.isoformat()}", headers=headers)
-    return subject
+    try:
+        await bus.js_api(f"CONSUMER.INFO.{stream}.{handler}")
+    except BusNotFound as missing:
+        raise BusNotFound(
+            f"{ref} is for {handler}, which consumes nothing of {stream}",
+            where="dlq",
+            fix="start the handler first; what came from a snapshot comes again with the next one",
+        ) from missing
+    return _Replay(ref, stored, subject, handler)
+
+
+async def _publish_again(bus: "Bus", letter: _Replay) -> None:
+    """Publishes the message that a dead letter keeps."""
+    headers = {name: value for name, value in letter.stored.headers.items() if not name.startswith((_REASON, "Nats-"))}
+    headers[REPLAY_OF] = letter.ref
+    headers[REPLAY_HANDLER] = letter.handler
+    moment = SYSTEM.now().isoformat()
+    await bus.publish(letter.subject, letter.stored.body, id=f"replay/{letter.ref}/{moment}", headers=headers)
 
 
 async def _record(bus: "Bus", ref: str, subject: str, reason: str) -> None:

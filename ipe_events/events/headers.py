@@ -7,6 +7,11 @@ bytes. Values follow the CloudEvents binding for NATS: what is not printable ASC
 
 from urllib.parse import unquote
 
+REPLAY_OF = "ipe-replay-of"
+"""On a message that was published again: the dead letter it comes from. It is no news of the cluster."""
+REPLAY_HANDLER = "ipe-replay-handler"
+"""On a message that was published again: the id of the one handler that it is for."""
+
 
 def header(block: bytes, name: bytes) -> str:
     """The value of one header, percent-decoded; empty when it is absent.

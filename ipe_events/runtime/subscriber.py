@@ -19,7 +19,7 @@ from ipe_events.errors import BusTimeout, BusUnavailable, SchemaError
 from ipe_events.events import codec
 from ipe_events.events.base import Payload
 from ipe_events.events.change import Change
-from ipe_events.events.headers import header
+from ipe_events.events.headers import REPLAY_HANDLER, header
 from ipe_events.events.message import Event, Message, Meta
 from ipe_events.handler import Reject, Retry, Skip
 from ipe_events.interest import FAMILY_ROOTS
@@ -47,6 +47,7 @@ DECLINE_SECONDS = 1.0
 _BUS_SECONDS = 1.0
 _REMEMBERED = 100_000
 _UNKNOWN_TYPE = "no payload type of this handler"
+_REPLAY_HANDLER = REPLAY_HANDLER.encode()
 
 Settled = Callable[["Subscriber", Work, str, BaseException | None], None]
 """Told how a piece of work ended (or ``retry``, ``failed``), for tests."""
@@ -111,7 +112,9 @@ class Subscriber:
         self.figures.received.value += 1
         self._last = delivery
         work = Work(delivery, self._loop.time())
-        if self._on_client and not self._passes_client(delivery.subject):
+        if (self._on_client and not self._passes_client(delivery.subject)) or (
+            _REPLAY_HANDLER in delivery.header_bytes and not self._is_addressed(delivery.header_bytes)
+        ):
             self._settle(work, "filtered")
             return
         key = lane_key(delivery.header_bytes) or delivery.subject
@@ -137,6 +140,10 @@ class Subscriber:
     def _wanted_item(self, change: Change) -> bool:
         wanted = self.declared
         return matches_any(change.cluster, wanted.clusters) and matches_any(change.namespace, wanted.namespaces)
+
+    def _is_addressed(self, head: bytes) -> bool:
+        """Whether a replayed message is for this handler; its namesakes on the subject have handled it already."""
+        return header(head, _REPLAY_HANDLER) in {"", self.declared.id}
 
     def _passes_client(self, subject: str) -> bool:
         passes = self._passes.get(subject)

@@ -9,6 +9,7 @@ import pytest
 
 from ipe_events.bus import topology
 from ipe_events.bus.cloudevents import headers_for
+from ipe_events.bus.consumer import Consumer, ConsumerSpec
 from ipe_events.clock import SYSTEM
 from ipe_events.events import Command, ObjectRef, Outcome, Status
 from ipe_events.events.command import Patch, PatchOperation
@@ -144,15 +145,21 @@ async def test_a_dead_letter_is_shown_and_replayed_on_the_record(told, ipe):
     headers = {
         "ce-id": change_id(7), "ce-name": "payments", "ipe-dlq-subject": SUBJECT, "ipe-dlq-error": "ValueError",
         "ipe-dlq-message": "no%20replicas", "ipe-dlq-attempts": "5",
+        "ipe-dlq-stream": "IPE_K8S", "ipe-dlq-consumer": "scale-guard",
     }  # fmt: skip
     await told.publish(DLQ.format(handler="scale-guard"), b'{"kind": "Deployment"}', id="dead-1", headers=headers)
     listed = await ipe("dlq", "list")
     assert "no replicas" in listed.out
     assert (await ipe("dlq", "show", "IPE_DLQ:1")).out.count("ce-id") == 1
+    nobody = await ipe("dlq", "replay", "IPE_DLQ:1")
+    assert (nobody.code, nobody.err.count("\n")) == (3, 1)
+    assert "consumes nothing of IPE_K8S" in nobody.err, "a replay that nobody would receive is refused"
+    await Consumer.start(told, ConsumerSpec(stream="IPE_K8S", name="scale-guard"), lambda _delivery: None)
     done = await ipe("dlq", "replay", "IPE_DLQ:1", "--reason", "fixed")
     assert done.code == 0, done.err
     stored = await told.get_message("IPE_K8S", seq=3)
     assert (stored.subject, stored.headers["ce-id"], stored.headers["ipe-replay-of"]) == (SUBJECT, change_id(7), "IPE_DLQ:1")
+    assert stored.headers["ipe-replay-handler"] == "scale-guard"
     assert not any(name.startswith("ipe-dlq-") for name in stored.headers)
     act = (await ipe("events", "list", "--topic", "act", "-o", "json")).items[0]
     assert "replay IPE_DLQ:1 fixed" in act["summary"]

@@ -6,6 +6,8 @@ import pytest
 
 from ipe_events.bus.topology import ensure
 from ipe_events.events.cluster import Epoch, Gap
+from ipe_events.events.headers import REPLAY_OF
+from ipe_events.events.ids import parse_change_id
 from ipe_events.testing.fake.cluster import FakeCluster
 from tests.helpers import eventually
 from tests.integration.collect.rig import CONFIGMAPS, Rig, config_map, seen
@@ -56,6 +58,33 @@ async def test_a_crash_before_any_snapshot_makes_nothing_twice(rig: Rig, cluster
     async with rig.collecting():
         expected.add((gone["metadata"]["uid"], str(cluster.resource_version), "deleted"))
         await rig.expect(expected)
+
+
+async def test_a_replayed_dead_letter_is_no_news_of_the_cluster(rig: Rig, cluster: FakeCluster) -> None:
+    """Read as news, the old change would bring its object back to life and the next relist would delete it a second time."""
+    expected = await _settle(rig, cluster)
+    gone = cluster.get("configmaps", "map-1")
+    cluster.delete("configmaps", "map-1")
+    async with rig.collecting(flush=True):
+        expected.add((gone["metadata"]["uid"], str(cluster.resource_version), "deleted"))
+        await rig.expect(expected)
+    uid = gone["metadata"]["uid"]
+    old = await anext(delivery async for delivery in rig.bus.read("IPE_K8S") if uid.encode() in delivery.header_bytes)
+    await rig.bus.publish(old.subject, old.body, id="replay/1", headers={"ce-id": old.headers["ce-id"], REPLAY_OF: "IPE_DLQ:1"})
+    new = seen(cluster.create(config_map("new")), "added")
+    cluster.compact()
+    async with rig.collecting():
+        await rig.gap("history-expired")
+
+        async def told() -> list[str]:
+            ids = [parse_change_id(text) for text, _ in await rig.messages()]
+            return [change.verb for change in ids if change.uid in {uid, new[0]}]
+
+        async def is_listed() -> bool:
+            return len(await told()) >= 4
+
+        await eventually(is_listed, timeout=15)
+        assert await told() == ["added", "deleted", "added", "added"], "added, deleted, its replay, and the new object"
 
 
 async def test_a_narrowed_selection_is_told_as_left(rig: Rig, cluster: FakeCluster) -> None:

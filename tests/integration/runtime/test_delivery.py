@@ -1,6 +1,8 @@
 """Handlers on a real nats-server: order, retries, dead letters, pause, time-outs, drain, gaps, snapshots."""
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -148,6 +150,35 @@ async def test_what_keeps_failing_becomes_one_dead_letter(ready, run):
     assert "abc" not in headers["ipe-dlq-message"]
     assert headers["ce-id"] == change(pod("bad", 1)).id
     assert seen == ["good"]
+
+
+async def test_a_replayed_dead_letter_reaches_only_the_handler_that_gave_up(ready, run, nats_server):
+    mended = False
+    seen: list[tuple[str, str]] = []
+
+    @handler(on="pods", start="all", retry=Backoff(attempts=1, first=0.01, ceiling=0.01))
+    async def picky(pod: Change) -> None:
+        if not mended and pod.name == "bad":
+            raise ValueError("no good")
+        seen.append(("picky", pod.name))
+
+    @handler(on="pods", start="all")
+    async def easy(pod: Change) -> None:
+        seen.append(("easy", pod.name))
+
+    await publish(ready, change(pod("bad", 1)))
+    await run(picky, easy)
+    await eventually(lambda: settled(ready, "picky"))
+    await eventually(lambda: settled(ready, "easy"))
+    mended = True
+    environment = {**os.environ, "IPE_NATS_URL": nats_server.url}
+    arguments = (sys.executable, "-c", "from ipe_events.cli.main import main; main()", "dlq", "replay", "IPE_DLQ:1")
+    ipe = await asyncio.create_subprocess_exec(*arguments, env=environment, stderr=asyncio.subprocess.PIPE)
+    _, said = await ipe.communicate()
+    assert ipe.returncode == 0, said.decode()
+    await publish(ready, change(pod("good", 1)))  # comes after the replay: when both have seen it, neither waits for more
+    await eventually(lambda: {("picky", "good"), ("easy", "good")} <= set(seen))
+    assert sorted(seen) == [("easy", "bad"), ("easy", "good"), ("picky", "bad"), ("picky", "good")]
 
 
 async def test_when_everything_fails_the_handler_pauses_and_comes_back(ready, run):
