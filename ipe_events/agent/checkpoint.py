@@ -84,7 +84,7 @@ class Restored:
         index: exactly what the stream says.
         sequence: changes published so far in this epoch.
         resume: resourceVersion to watch on from; 0: sync first.
-        newest: the highest resourceVersion that was replayed; a watch below it repeats what the stream holds.
+        newest: the highest resourceVersion known of this epoch; a watch below it repeats what the stream holds.
         stream: the changes' stream; empty when there is none.
         last_seq: the stream's last sequence.
         gaps: (cause, since) of what the record may miss.
@@ -169,7 +169,10 @@ class Checkpoints:
             state = (await self._bus.stream_info(found.stream))["state"]
             first_seq, found.last_seq = int(state["first_seq"]), int(state["last_seq"])
         lost = point is not None and found.last_seq < point.seq
-        newest = found.newest = await self._replay(found, subjects, 1 if lost else start, identity)
+        newest = await self._replay(found, subjects, 1 if lost else start, identity)
+        found.newest = max([newest, *(version for _, (version, _, _) in found.index.items())])
+        if point is not None and point.epoch == identity.epoch:
+            found.newest = max(found.newest, point.resource_version)
         if point is None:
             found.gaps.append(("first-start", ""))
         elif lost:

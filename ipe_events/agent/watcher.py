@@ -180,6 +180,7 @@ class Watcher:
             self.resource,
             self._feed,
             version=restored.resume,
+            seen=restored.newest,
             options=self._options,
             limit=around.lists,
             gate=around.reachable,

@@ -142,6 +142,7 @@ class Reflector:
         resource: what to watch.
         sink: who takes it.
         version: resourceVersion to go on from; 0: sync first.
+        seen: the highest resourceVersion known otherwise, for a sync; 0: none.
         options: see ``Options``.
         limit: held during lists, so that a start does not ask for everything at once.
         gate: waited for before each request: closed while the cluster is known to be unreachable.
@@ -161,6 +162,7 @@ class Reflector:
         sink: Sink,
         *,
         version: int = 0,
+        seen: int = 0,
         options: Options | None = None,
         limit: asyncio.Semaphore | None = None,
         gate: asyncio.Event | None = None,
@@ -169,7 +171,7 @@ class Reflector:
         rewound: Callable[[int, int], None],
     ) -> None:
         self.options = options or Options()
-        self.position = start(version, watchlist=self.options.watchlist)
+        self.position = start(version, seen=seen, watchlist=self.options.watchlist)
         self._session = session
         self._resource = resource
         self._sink = sink

@@ -90,10 +90,12 @@ class Position:
     synced: bool = False
 
 
-def start(version: int = 0, *, watchlist: bool = True) -> Position:
-    """The first position: watch on from a checkpoint, or sync."""
+def start(version: int = 0, *, seen: int = 0, watchlist: bool = True) -> Position:
+    """The first position: watch on from ``version``, or sync; not older than ``seen``, a lower history has gone backwards."""
     if version:
         return Position(Phase.WATCH, version, Rung.LAST, watchlist, synced=True)
+    if seen:
+        return Position(Phase.LIST, seen, Rung.LAST, watchlist)
     return Position(Phase.WATCHLIST if watchlist else Phase.LIST, watchlist=watchlist)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import sys
@@ -112,6 +113,16 @@ class Stage:
             return await self.messages() >= goal
 
         await eventually(reached, timeout=timeout, interval=0.005)
+
+    async def saved(self, version: int, resource: str = "configmaps") -> None:
+        """Wait until the resume point of a resource of the core group is at ``version`` or beyond."""
+        key = f"{self.cluster}.core.{resource}"
+
+        async def written() -> bool:
+            entry = await (await self.bus.kv("ipe_checkpoints", create=True)).get(key)
+            return entry is not None and int(json.loads(entry.value)["resource_version"]) >= version
+
+        await eventually(written, timeout=SETTLE_SECONDS)
 
     async def verdict(self, truth: Truth) -> list[str]:
         """What is wrong with the record now."""

@@ -18,6 +18,7 @@ async def test_an_agent_killed_under_load_leaves_no_hole_and_no_double(stage: St
     churn.burst(30)
     with stage.running(stage.collector()):
         await stage.connected(0)
+        await stage.saved(cluster.resource_version)
         first = await stage.gaps()
     for _ in range(KILLS):
         churn.burst(rng.randint(0, 80))
@@ -37,6 +38,8 @@ async def test_an_agent_killed_while_history_is_compacted_says_what_is_missing(
     rng = die(seed, "compacted")
     truth, churn = Truth.of(cluster), Churn(cluster, rng)
     churn.burst(30)
+    with stage.running(stage.collector()):
+        await stage.saved(cluster.resource_version)
     for _ in range(KILLS):
         churn.burst(rng.randint(0, 60))
         if rng.random() < 0.6:

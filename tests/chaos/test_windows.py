@@ -20,7 +20,7 @@ from ipe_events.testing.fake.cluster import FakeCluster
 from ipe_events.testing.faults import Stall, TooLargeResourceVersion
 from tests.chaos.churn import config_map
 from tests.chaos.stage import Stage
-from tests.chaos.truth import Truth
+from tests.chaos.truth import Truth, parse
 from tests.helpers import eventually
 from tests.integration.collect.rig import Rig, make_rig
 
@@ -161,3 +161,27 @@ async def test_a_relist_for_whatever_reason_is_a_gap(rig: Rig, stage: Stage, clu
         await cluster.start()
         await fault.wait()
         await stage.settles(truth, SEED)
+
+
+async def test_etcd_restored_before_the_first_resume_point_was_written(
+    rig: Rig, stage: Stage, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No resume point says how far history went, but the stream does."""
+    truth = Truth.of(cluster)
+    kept = cluster.create(config_map("kept"))["metadata"]["uid"]
+    backup = cluster.snapshot()
+    with monkeypatch.context() as death:
+        death.setattr(Checkpoints, "save", _lose)
+        async with rig.collecting():
+            lost = cluster.create(config_map("lost"))["metadata"]["uid"]
+            await stage.settles(truth, SEED)
+    cluster.restore(backup)
+    rig.events.clear()
+    async with rig.collecting():
+        await rig.gap("restored")
+        await eventually(lambda: _verbs(stage, epoch=2))
+        assert await _verbs(stage, epoch=2) == {(kept, "modified"), (lost, "deleted")}
+
+
+async def _verbs(stage: Stage, epoch: int) -> set[tuple[str, str]]:
+    return {(state.uid, state.verb) for state in parse(await stage.ids(), epoch=epoch)}

@@ -63,6 +63,7 @@ def test_a_server_without_watchlists_is_not_asked_again() -> None:
 
 def test_a_start_goes_on_or_syncs() -> None:
     assert start(7) == Position(Phase.WATCH, 7, Rung.LAST, synced=True)
+    assert start(seen=7) == Position(Phase.LIST, 7, Rung.LAST)
     assert start().phase is Phase.WATCHLIST
     assert start(watchlist=False).phase is Phase.LIST
 
