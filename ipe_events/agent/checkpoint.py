@@ -15,10 +15,11 @@ import msgspec
 from ipe_events.agent.feed import resource_filter
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.tail import stream_of, tail
-from ipe_events.errors import BusNotFound, SchemaError
+from ipe_events.errors import BusNotFound, IpeError, SchemaError
 from ipe_events.events.headers import REPLAY_OF, header
 from ipe_events.events.ids import parse_change_id
 from ipe_events.events.refs import ResourceRef
+from ipe_events.kube.decode import version_of
 from ipe_events.kube.index import Index
 from ipe_events.subjects import CHANGE, CORE, escape
 from ipe_events.telemetry.log import get_logger
@@ -223,12 +224,18 @@ class Checkpoints:
             async for delivery in stored:
                 if header(delivery.header_bytes, _REPLAY_OF):
                     continue  # an operator's repetition for a handler: what it says of the object may be long past
-                change = parse_change_id(header(delivery.header_bytes, b"ce-id"))
+                try:
+                    change = parse_change_id(header(delivery.header_bytes, b"ce-id"))
+                    values = CHANGE.parse(delivery.subject)
+                    stored_version = version_of(change.resource_version, delivery.subject)
+                except IpeError as error:
+                    # somebody else published here; what is no change cannot be part of what we published
+                    _log.warning("not a change", cluster=self._cluster, sequence=delivery.seq, error=str(error))
+                    continue
                 if change.cluster_uid != identity.cluster_uid:
                     continue
-                values = CHANGE.parse(delivery.subject)
                 same_epoch = change.epoch == identity.epoch
-                version = int(change.resource_version) if same_epoch else 0
+                version = stored_version if same_epoch else 0
                 name = header(delivery.header_bytes, b"ce-name")
                 found.index.replay(change.uid, version, values["namespace"], name, deleted=values["verb"] in _GONE)
                 if same_epoch:

@@ -30,7 +30,7 @@ from ipe_events.events.refs import ResourceRef
 from ipe_events.events.registry import AgentStatus
 from ipe_events.kube.discovery import Discovery
 from ipe_events.kube.reflector import Report
-from ipe_events.kube.reflector_rules import FIRST_DELAY, LONGEST_DELAY, REFUSED_DELAY, Cause
+from ipe_events.kube.reflector_rules import FIRST_DELAY, HEALTHY_SECONDS, LONGEST_DELAY, REFUSED_DELAY, Cause
 from ipe_events.kube.session import KubeSession
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import gauge
@@ -159,10 +159,15 @@ class Collector:
             self._publisher = publisher
             announcing = asyncio.create_task(self._announcer.run(), name=f"announcer-{self.cluster}")
             try:
+                delay = FIRST_DELAY
                 while True:
                     point = await self._persistently(self._identify)
+                    began = self._clock.monotonic()
                     with suppress(_EpochEnded):
                         await self._live(point, publisher, announcing)
+                    # each epoch lists everything again: a cluster whose history jumps all the time must not make a storm of it
+                    delay = FIRST_DELAY if self._clock.monotonic() - began > HEALTHY_SECONDS else min(delay * 2, LONGEST_DELAY)
+                    await asyncio.sleep(delay)
             finally:
                 self._publisher = None
                 announcing.cancel()
@@ -473,7 +478,7 @@ async def _watch(watcher: Watcher) -> None:
     """A watcher that waits before it fails, so that a broken bus is not asked all the time."""
     try:
         await watcher.run()
-    except IpeError:
+    except Exception:
         await asyncio.sleep(FIRST_DELAY * random.uniform(1, 3))  # noqa: S311 - jitter
         raise
 

@@ -33,6 +33,12 @@ UNSELECTED = counter("ipe_ingest_unselected_total", "Events of objects outside t
 STUBBED = counter("ipe_ingest_stubs_total", "Changes published without their object, by cause.", ("cluster", "resource", "cause"))
 
 _SAFE = re.compile(r"[!#$&-~]+")
+_LONGEST = 1_500
+"""Characters of uid, namespace and name together beyond which no API server is believed (Kubernetes allows some 600). A subject
+above 4 KiB ends the connection that all clusters share, and a header block above 64 KiB is refused for ever."""
+_SHOWN = 100
+_MOST_ROUTES = 20_000
+"""Rendered subjects that are kept: clusters that make a namespace for each build must not fill the memory."""
 _TRACE_DIGITS = 48
 _TRACES = 512
 
@@ -138,6 +144,10 @@ class Feed:
         """ADDED, MODIFIED or DELETED, with its resourceVersion."""
         kind, head, body, whole = event
         meta = head.metadata
+        if _is_unnameable(meta):
+            self._leave_out(meta)
+            self._lane.mark(version)
+            return
         if self._selection is not None:
             body = bytes(body)  # few of many are published: do not hold the whole chunk for them
         if kind == "DELETED":
@@ -175,6 +185,9 @@ class Feed:
         """
         meta, body = item.head.metadata, item.body
         version = version_of(meta.resourceVersion, self._where)
+        if _is_unnameable(meta):
+            self._leave_out(meta)
+            return
         self.index.mark(meta.uid)
         if self._selection is not None and not self._selection.matches(meta, body):
             self._outside(meta, version, body, mark=0, synthetic=True)
@@ -191,6 +204,15 @@ class Feed:
         self._lane.mark(version)
 
     # --- changes ---------------------------------------------------------------------------------------------------------
+
+    def _leave_out(self, meta: Meta) -> None:
+        """An object that no id or subject can name: it stays out of the record, and that is said."""
+        STUBBED.labels(self.identity.cluster, str(self._ref), "unnameable").add()
+        self._on_gap(
+            "unnameable",
+            f"{meta.namespace[:_SHOWN]}/{meta.name[:_SHOWN]}",
+            f"uid of {len(meta.uid)}, namespace of {len(meta.namespace)}, name of {len(meta.name)} characters",
+        )
 
     def _skip(self, version: int) -> None:
         self._stale.add()
@@ -286,8 +308,15 @@ class Feed:
             f"NATS/1.0\r\nce-specversion: 1.0\r\nce-source: /clusters/{percent_encode(cluster)}\r\n"
             f"ce-type: dev.ipe.k8s.{verb}.v1\r\nce-kind: {percent_encode(resource.kind)}\r\nNats-Msg-Id: "
         )
+        if len(self._routes) >= _MOST_ROUTES:
+            self._routes.clear()
         route = self._routes[(verb, namespace)] = (subject.encode(), lines)
         return route
+
+
+def _is_unnameable(meta: Meta) -> bool:
+    """Whether an object cannot have an id, or a subject that NATS takes."""
+    return not meta.uid or "/" in meta.uid or len(meta.uid) + len(meta.namespace) + len(meta.name) > _LONGEST
 
 
 def resource_filter(cluster: str, ref: ResourceRef) -> str:

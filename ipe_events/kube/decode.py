@@ -121,7 +121,8 @@ _DECODE: dict[Wants, Callable[[Body], Head]] = {
 }
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
-_FAILURES = (msgspec.DecodeError, UnicodeDecodeError)
+_FAILURES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises; the last for objects that somebody nested a thousand levels deep."""
 
 
 class WatchDecoder:

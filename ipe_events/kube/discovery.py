@@ -273,5 +273,5 @@ async def _load_version(session: KubeSession, group: str, version: str, errors: 
 def _decode(body: bytes, shape: type[T], where: str) -> T:
     try:
         return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KubeError(f"discovery answered something else: {error}", where=where) from error

@@ -214,7 +214,7 @@ class Reflector:
             if cause is None:
                 return
             if self._loop.time() - began >= HEALTHY_SECONDS:
-                self.position = replace(self.position, failures=0)
+                self.position = replace(self.position, failures=0, relists=0)
             elif cause is Cause.ENDED and not self._brought and self._loop.time() - began < _SHORT_SECONDS:
                 cause = Cause.SHORT
             self.position = after(self.position, cause, version=self._brought)

@@ -80,6 +80,8 @@ class Position:
         watchlist: whether the server is worth asking for WatchLists.
         failures: in a row, for the back-off.
         synced: whether the collection was complete once.
+        relists: collections that a watch asked for, since a watch last went well: one is normal, many are a server that cannot
+            keep its word, which must not be asked for everything all the time.
     """
 
     phase: Phase
@@ -88,6 +90,7 @@ class Position:
     watchlist: bool = True
     failures: int = 0
     synced: bool = False
+    relists: int = 0
 
 
 def start(version: int = 0, *, seen: int = 0, watchlist: bool = True) -> Position:
@@ -101,7 +104,7 @@ def start(version: int = 0, *, seen: int = 0, watchlist: bool = True) -> Positio
 
 def resync(position: Position, rung: Rung) -> Position:
     """Sync again, at least as fresh as ``rung``; lists take it from a server that has just lost its history."""
-    return replace(position, phase=Phase.LIST, rung=rung)
+    return replace(position, phase=Phase.LIST, rung=rung, relists=position.relists + 1)
 
 
 def after(position: Position, cause: Cause, *, version: int = 0) -> Position:
@@ -117,7 +120,7 @@ def after(position: Position, cause: Cause, *, version: int = 0) -> Position:
     if cause is Cause.SYNCED:
         return replace(at, phase=Phase.WATCH, version=version, rung=Rung.LAST, failures=0, synced=True)
     if cause is Cause.ENDED:
-        return replace(at, failures=0)
+        return replace(at, failures=0, relists=0)
     if cause is Cause.BACKWARDS:
         return resync(at, Rung.QUORUM)
     if at.phase is Phase.WATCHLIST:
@@ -145,12 +148,14 @@ def delay(position: Position, cause: Cause, *, retry_after: float = 0.0, jitter:
         jitter: 0 to 1, instead of a random number.
     """
     share = random.random() if jitter is None else jitter  # noqa: S311 - jitter
-    if cause in (Cause.SYNCED, Cause.ENDED, Cause.BACKWARDS):
+    if cause in (Cause.SYNCED, Cause.ENDED):
         return 0.0
     if cause is Cause.REFUSED:
         return REFUSED_DELAY * (1 + share / 2)
     # the first resync after an expired history, and the list after a failed WatchList, need no wait: nothing is overloaded
-    if cause in (Cause.GONE, Cause.AHEAD, Cause.UNSUPPORTED) and position.failures <= 1:
+    resyncs = cause in (Cause.GONE, Cause.AHEAD, Cause.BACKWARDS)
+    attempts = max(position.failures, position.relists) if resyncs else position.failures
+    if (resyncs or cause is Cause.UNSUPPORTED) and attempts <= 1:
         return 0.0
-    wait: float = min(FIRST_DELAY * 2.0 ** min(max(position.failures - 1, 0), 16), LONGEST_DELAY) * (1 + share)
+    wait: float = min(FIRST_DELAY * 2.0 ** min(max(attempts - 1, 0), 16), LONGEST_DELAY) * (1 + share)
     return max(wait, retry_after * (1 + share / 2))

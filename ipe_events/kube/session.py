@@ -55,7 +55,7 @@ class KubeResponse:
         """
         try:
             return msgspec.json.decode(self.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise KubeError(f"the answer is not JSON: {error}", status=self.status) from error
 
 

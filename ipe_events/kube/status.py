@@ -74,7 +74,7 @@ def parse_status(body: bytes) -> Status | None:
     """The ``Status`` in ``body``; None when it is something else (a proxy's page, an empty body)."""
     try:
         status = _STATUS.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return status if status.kind == "Status" else None
 
