@@ -21,7 +21,7 @@ from ipe_events.events.refs import ResourceRef
 from ipe_events.kube.config import ClusterSource
 from ipe_events.kube.session import KubeSession
 from ipe_events.testing.fake.cluster import FakeCluster
-from ipe_events.testing.load import LoadGenerator, churn
+from ipe_events.testing.load import LoadGenerator
 
 CLUSTER = "prod-eu-1"
 PODS = 256
@@ -30,7 +30,11 @@ Stamps = dict[str, int]
 
 
 async def cluster(stamps: Stamps, stop: asyncio.Event, rate: str, events: str) -> None:
-    """Print the URL, wait for a line, then change pods at an even rate; each change is noted as it is committed."""
+    """Print the URL, wait for a line, then change pods at an even rate; each change is noted as it is committed.
+
+    Changes go straight to the store: patching and field management, which an API server does in other processes on other
+    processors, would take half of one of ours.
+    """
     generator = LoadGenerator()
     async with FakeCluster(CLUSTER) as fake:
         generator.populate(fake, pods=PODS)
@@ -40,8 +44,22 @@ async def cluster(stamps: Stamps, stop: asyncio.Event, rate: str, events: str) -
         fake.store.subscribe(("", "pods"), lambda change: stamps.__setitem__(str(change.rv), time.monotonic_ns()))
         gc.collect()
         gc.freeze()
-        await churn(fake, generator, pods=PODS, rate=float(rate), events=int(events))
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        keys = [key for key, _ in fake.store.items(("", "pods"))]
+        for number in range(int(events)):
+            # also when late: what was changed must get a chance to leave before the next change
+            await asyncio.sleep(max(0.0, start + number / float(rate) - loop.time()))
+            _touch(fake, keys[number % PODS], number)
         await stop.wait()
+
+
+def _touch(fake: FakeCluster, key: tuple[str, str], number: int) -> None:
+    item = fake.store.get(("", "pods"), key)
+    assert item is not None
+    metadata = item.obj["metadata"]
+    annotations = metadata["annotations"] | {"load.ipe.dev/number": str(number)}
+    fake.store.put(("", "pods"), key, item.obj | {"metadata": metadata | {"annotations": annotations}})
 
 
 async def agent(stamps: Stamps, stop: asyncio.Event, nats: str, kubeconfig: str) -> None:
