@@ -175,8 +175,14 @@ async def test_replace_adds_a_missing_key(api: ApiServer, path: str):
         {"op": "replace", "path": "/none/x", "value": "1"},
         {"op": "add", "path": "/none/x", "value": "1"},
         {"op": "bogus", "path": "/data/x", "value": "1"},
+        {"op": "test", "path": "/none/x", "value": None},
+        {"op": "test", "path": "/data/x", "value": None},
+        {"op": "test", "path": "/data/x"},
+        {"op": "test", "path": "/metadata/finalizers/0", "value": None},
+        {"op": "test", "path": "", "value": None},
+        {"op": "remove", "path": ""},
     ],
-    ids=lambda operation: f"{operation['op']}-{operation['path']}",
+    ids=lambda operation: f"{operation['op']}-{operation['path']}-{operation.get('value', 'none')}",
 )
 async def test_a_json_patch_that_does_not_apply(api: ApiServer, path: str, operation: JsonObject):
     first = {"op": "replace", "path": "/data/x", "value": "half"}
@@ -186,9 +192,10 @@ async def test_a_json_patch_that_does_not_apply(api: ApiServer, path: str, opera
     assert (await api.ok("GET", f"{path}/a"))["data"] == {"x": "1"}
 
 
-async def test_testing_for_absence(api: ApiServer, path: str):
+@pytest.mark.parametrize("value", [{"value": None}, {}], ids=["null", "missing"])
+async def test_testing_for_absence(api: ApiServer, path: str, value: JsonObject):
     operations = [
-        {"op": "test", "path": "/data/none", "value": None},
+        {"op": "test", "path": "/data/none", **value},
         {"op": "add", "path": "/data/none", "value": "1"},
     ]
     assert (await api.ok("PATCH", f"{path}/a", operations, kind=JSON_PATCH))["data"]["none"] == "1"
@@ -289,6 +296,28 @@ async def test_preconditions_of_a_delete(api: ApiServer, path: str):
     version.refused(409, "Conflict")
     met = {"preconditions": {"uid": live["uid"], "resourceVersion": live["resourceVersion"]}}
     assert (await api.ok("DELETE", f"{path}/a", met))["status"] == "Success"
+
+
+@pytest.mark.parametrize("body", [{}, {"kind": "DeleteOptions", "apiVersion": "v1"}, {"propagationPolicy": "Background"}])
+@pytest.mark.parametrize("dry_run", ["All", "x"])
+async def test_the_body_of_a_delete_hides_its_query(api: ApiServer, path: str, body: JsonObject, dry_run: str):
+    assert (await api.ok("DELETE", f"{path}/a", body, dryRun=dry_run))["status"] == "Success"
+    (await api.call("GET", f"{path}/a")).refused(404, "NotFound")
+
+
+async def test_a_dry_run_of_a_delete_asked_for_in_its_body(api: ApiServer, path: str):
+    await api.ok("DELETE", f"{path}/a", {"dryRun": ["All"]})
+    await api.ok("GET", f"{path}/a")
+    await api.ok("DELETE", path, {"dryRun": ["All"]})
+    await api.ok("GET", f"{path}/a")
+    await api.ok("DELETE", path, {}, dryRun="All")  # of a collection too
+    (await api.call("GET", f"{path}/a")).refused(404, "NotFound")
+
+
+@pytest.mark.parametrize("body", [[1], {"dryRun": "All"}, {"dryRun": 5}, {"preconditions": 5}])
+async def test_delete_options_that_are_none(api: ApiServer, path: str, body: object):
+    (await api.call("DELETE", f"{path}/a", body)).refused(400, "BadRequest")
+    await api.ok("GET", f"{path}/a")
 
 
 async def test_finalizers_hold_an_object(api: ApiServer, path: str):

@@ -333,12 +333,17 @@ def _named(body: Any, name: str) -> Any:
 
 
 async def _delete_options(request: web.Request) -> DeleteOptions:
-    body = await _body(request) if await request.read() else {}
-    if not isinstance(body, dict) or not isinstance(body.get("preconditions") or {}, dict):
-        raise status.bad_request("the object provided is unrecognized (must be of type DeleteOptions)")
-    conditions = body.get("preconditions") or {}
-    dry = requests.dry_run([*request.query.getall("dryRun", []), *(body.get("dryRun") or [])], "DeleteOptions")
-    return DeleteOptions(str(conditions.get("uid", "")), str(conditions.get("resourceVersion", "")), dry)
+    """From the body, if there is one, else from the query: a body hides what the query says."""
+    if not await request.read():
+        return DeleteOptions(dry_run=requests.dry_run(request.query.getall("dryRun", []), "DeleteOptions"))
+    options = await _body(request)
+    options = {} if options is None else options
+    if isinstance(options, dict):
+        conditions, dry_runs = options.get("preconditions") or {}, options.get("dryRun") or []
+        if isinstance(conditions, dict) and isinstance(dry_runs, list):
+            dry = requests.dry_run(dry_runs, "DeleteOptions")
+            return DeleteOptions(str(conditions.get("uid", "")), str(conditions.get("resourceVersion", "")), dry)
+    raise status.bad_request("the object provided is unrecognized (must be of type DeleteOptions)")
 
 
 def version_document(version: str) -> JsonObject:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipe_events.clock import Clock
-from ipe_events.testing.fake import fields, rules, status
+from ipe_events.testing.fake import fields, rules, shapes, status
 from ipe_events.testing.fake.admission import Quotas
 from ipe_events.testing.fake.kinds import Kind, Registry
 from ipe_events.testing.fake.patch import apply_patch
@@ -99,23 +99,16 @@ class Operations:
             return new
         return self.commit(kind, key, None, new)
 
-    def _admissible(self, kind: Kind, namespace: str, obj: Any) -> JsonObject:
-        """A private copy whose kind, namespace and metadata fit the request."""
-        if not isinstance(obj, dict) or not isinstance(obj.get("metadata") or {}, dict):
+    def _admissible(self, kind: Kind, namespace: str, obj: Any, *, patched: bool = False) -> JsonObject:
+        """A private copy whose kind, namespace, metadata and types fit the request; ``patched``: the client sent a patch."""
+        if not isinstance(obj, dict):
             raise status.bad_request(f"the object provided is unrecognized (must be of type {kind.kind}): no JSON object")
         new = rules.copy(obj)
         given = new.setdefault("apiVersion", kind.group_version), new.setdefault("kind", kind.kind)
         if given != (kind.group_version, kind.kind):
             raise status.bad_request(f"{given[1]} in version {given[0]!r} cannot be handled as a {kind.kind}: unknown conversion")
-        metadata = new["metadata"] = new.get("metadata") or {}
-        for field in () if kind.custom else ("spec", "status"):
-            if new.get(field, ...) is None:
-                del new[field]
-            elif not isinstance(new.get(field, {}), dict):
-                raise status.bad_request(
-                    f"{kind.kind} in version {kind.version!r} cannot be handled as a {kind.kind}: json: cannot unmarshal "
-                    f"{type(new[field]).__name__} into Go struct field {kind.kind}.{field}"
-                )
+        shapes.fit(kind, new, patched=patched)
+        metadata: JsonObject = new.setdefault("metadata", {})
         if kind.namespaced:
             if metadata.setdefault("namespace", namespace) != namespace:
                 raise status.bad_request("the namespace of the provided object does not match the namespace sent on the request")
@@ -177,7 +170,7 @@ class Operations:
         """
         old = self.existing(kind, key)
         patched = apply_patch(old.obj, content_type, body)
-        new = self._admissible(kind, key[0], patched)
+        new = self._admissible(kind, key[0], patched, patched=True)
         if new["metadata"].get("name") != key[1]:
             raise _other_name(new["metadata"].get("name"), key[1])
         if (uid := new["metadata"].get("uid")) and uid != old.obj["metadata"]["uid"]:

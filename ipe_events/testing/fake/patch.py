@@ -19,6 +19,7 @@ MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 APPLY = ("application/apply-patch+yaml", "application/apply-patch+cbor")
 MAX_OPERATIONS = 10_000
+_WITH_VALUE = ("add", "replace", "test")
 
 
 def merge(target: Any, patch: Any) -> Any:
@@ -64,19 +65,21 @@ class _Replace(jsonpatch.ReplaceOperation):
     def apply(self, obj: Any) -> Any:
         """Replace, or add to a map."""
         parent, part = self.pointer.to_last(obj)
-        if isinstance(parent, dict) and part not in parent and "value" in self.operation:
+        if isinstance(parent, dict) and part is not None and part not in parent:
             parent[part] = self.operation["value"]
             return obj
         return super().apply(obj)
 
 
 class _Test(jsonpatch.TestOperation):
-    """``test`` as the API server does it: a missing key of a map equals null."""
+    """``test`` as the API server does it: a missing key of a map equals null, and the document as a whole equals nothing."""
 
     def apply(self, obj: Any) -> Any:
         """Compare, or raise."""
         parent, part = self.pointer.to_last(obj)
-        if isinstance(parent, dict) and part not in parent and self.operation.get("value", ...) is None:
+        if part is None:
+            raise jsonpatch.JsonPatchTestFailed("the API server cannot test the whole document")
+        if isinstance(parent, dict) and part not in parent and self.operation["value"] is None:
             return obj
         return super().apply(obj)
 
@@ -88,6 +91,12 @@ class _Patch(jsonpatch.JsonPatch):
 def _json_patch(obj: JsonObject, operations: Any) -> JsonObject:
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
         raise bad_request("error decoding patch: a JSON patch is a list of operations")
+    for operation in operations:
+        for name in ("op", "path", "from"):
+            if not isinstance(operation.get(name, ""), str):
+                raise bad_request(f"error decoding patch: field jsonPatchOp.{name} is of type string")
+        if operation.get("op") in _WITH_VALUE:
+            operation.setdefault("value", None)  # Go does not tell a value that is missing from null
     if len(operations) > MAX_OPERATIONS:
         message = f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(operations)}"
         raise StatusError(413, "RequestEntityTooLarge", message, details={})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ipe_events.testing.fake import status
+from ipe_events.testing.fake import shapes, status
 from ipe_events.testing.fake.auth import Access, User
 from ipe_events.testing.fake.kinds import Kind
 
@@ -17,11 +17,12 @@ def answer(kind: Kind, body: Any, user: User) -> JsonObject:
     """
     if not isinstance(body, dict):
         raise status.bad_request(f"the object provided is unrecognized (must be of type {kind.kind})")
+    shapes.fit(kind, body)
     head: JsonObject = {"kind": kind.kind, "apiVersion": kind.group_version, "metadata": {}}
     if kind.kind == "SelfSubjectReview":
         info: JsonObject = {"username": user.name, "groups": list(user.groups)}
         return head | {"status": {"userInfo": info | ({"uid": user.uid} if user.uid else {})}}
-    spec = body.get("spec") or {}
+    spec = body.get("spec", {})
     wanted = spec.get("resourceAttributes")
     if not isinstance(wanted, dict):
         why = "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified"

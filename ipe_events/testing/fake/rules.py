@@ -1,7 +1,7 @@
 """What the API server knows about particular kinds, as far as the fake does: defaults, immutable fields, generations.
 
-The fake validates no schemas; what it checks is what a client of this project can run into: names, labels, immutable fields of
-pods and workloads, updates that must carry a resourceVersion.
+The fake validates no schemas beyond the types of what it reads (``shapes.py``); what it checks is what a client of this project can
+run into: names, immutable fields of pods and workloads, updates that must carry a resourceVersion.
 """
 
 import base64
@@ -45,26 +45,17 @@ def copy(obj: JsonObject) -> JsonObject:
 
 
 def check_metadata(kind: Kind, metadata: JsonObject) -> None:
-    """Refuse names and label values that no cluster accepts.
+    """Refuse names that no cluster accepts, and leave out what is empty.
 
     Raises:
         StatusError: 422.
     """
     name = metadata["name"]
-    if not isinstance(name, str) or (kind.resource not in _PATH_NAMED and (len(name) > 253 or not _NAME.match(name))):
-        raise status.invalid(kind, str(name), ("metadata.name", "FieldValueInvalid", f'Invalid value: "{name}": {_NAME_RULE}'))
+    if kind.resource not in _PATH_NAMED and (len(name) > 253 or not _NAME.match(name)):
+        raise status.invalid(kind, name, ("metadata.name", "FieldValueInvalid", f'Invalid value: "{name}": {_NAME_RULE}'))
     for field in ("labels", "annotations", "finalizers", "ownerReferences"):
         if not metadata.get(field, True):  # empty is left out, as Go's omitempty does
             del metadata[field]
-    for field in ("labels", "annotations"):
-        values = metadata.get(field)
-        if values is None:
-            continue
-        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-            raise status.bad_request(
-                f"{kind.kind} in version {kind.version!r} cannot be handled as a {kind.kind}: json: cannot unmarshal "
-                f"metadata.{field} into Go struct field ObjectMeta.metadata.{field} of type string"
-            )
 
 
 def set_defaults(kind: Kind, obj: JsonObject) -> None:

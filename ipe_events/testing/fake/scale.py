@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ipe_events.testing.fake import rules, status
+from ipe_events.testing.fake import rules, shapes, status
 from ipe_events.testing.fake.kinds import Kind
 from ipe_events.testing.fake.operations import Operations, WriteOptions
 from ipe_events.testing.fake.patch import apply_patch
@@ -34,25 +34,22 @@ def _selector_text(selector: JsonObject) -> str:
     return ",".join(parts)
 
 
-def update(operations: Operations, kind: Kind, key: ObjectKey, scale: Any, options: WriteOptions) -> JsonObject:
-    """PUT a Scale; returns the new one.
+def update(
+    operations: Operations, kind: Kind, key: ObjectKey, scale: Any, options: WriteOptions, *, patched: bool = False
+) -> JsonObject:
+    """Put a Scale, which may be the result of a patch; returns the new one.
 
     Raises:
         StatusError: 400, 404, 409 or 422.
     """
     before = operations.existing(kind, key).obj
-    if not isinstance(scale, dict) or not isinstance(scale.get("metadata", {}), dict):
+    if not isinstance(scale, dict):
         raise status.bad_request("the object provided is unrecognized (must be of type Scale)")
+    shapes.fit(_SCALE, scale, patched=patched)
     metadata = scale.get("metadata", {})
     if metadata.get("name", key[1]) != key[1]:
         raise status.bad_request(f"the name of the object ({metadata['name']}) does not match the name on the URL ({key[1]})")
-    replicas = (scale.get("spec") or {}).get("replicas", 0)
-    if not isinstance(replicas, int) or isinstance(replicas, bool):
-        found = "string" if isinstance(replicas, str) else type(replicas).__name__
-        raise status.bad_request(
-            'Scale in version "v1" cannot be handled as a Scale: json: cannot unmarshal '
-            f"{found} into Go struct field ScaleSpec.spec.replicas of type int32"
-        )
+    replicas = scale.get("spec", {}).get("replicas", 0)
     if replicas < 0:
         cause = ("spec.replicas", "FieldValueInvalid", f"Invalid value: {replicas}: must be greater than or equal to 0")
         raise status.invalid(_SCALE, key[1], cause)
@@ -75,4 +72,4 @@ def patch(
         StatusError: 400, 404, 409, 415 or 422.
     """
     current = of(kind, operations.existing(kind, key).obj)
-    return update(operations, kind, key, apply_patch(current, content_type, body), options)
+    return update(operations, kind, key, apply_patch(current, content_type, body), options, patched=True)

@@ -140,6 +140,14 @@ def bad_request(message: str) -> StatusError:
     return StatusError(400, "BadRequest", message)
 
 
+def unreadable(kind: Kind, why: str, *, patched: bool = False) -> StatusError:
+    """400: a body that does not fit the types of its kind; 422 when a patch made it so."""
+    if patched:
+        cause = {"reason": "FieldValueInvalid", "message": f"Invalid value: {why}", "field": "patch"}
+        return StatusError(422, "Invalid", f' "" is invalid: patch: Invalid value: {why}', details={"causes": [cause]})
+    return bad_request(f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: {why}')
+
+
 def unsupported_media_type(message: str) -> StatusError:
     """415."""
     return StatusError(415, "UnsupportedMediaType", message, details={})
