@@ -1,7 +1,8 @@
-"""Waiting in tests: for a condition, with a deadline, never for a fixed time."""
+"""What tests of every kind need: waiting for a condition with a deadline, never for a fixed time, and a free port."""
 
 import asyncio
 import inspect
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, overload
 
@@ -24,3 +25,10 @@ async def eventually(probe: Callable[[], Any], timeout: float = 10.0, interval: 
         if loop.time() > deadline:
             raise AssertionError(f"not within {timeout:g} s; last value: {value!r}")
         await asyncio.sleep(interval)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -19,16 +19,10 @@ import pytest_asyncio
 
 from ipe_events.bus.connection import Bus, BusSettings
 from ipe_events.bus.embedded import server_binary
+from tests.helpers import free_port
 
 MAX_PAYLOAD = 8 << 20
 READY_SECONDS = 10.0
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

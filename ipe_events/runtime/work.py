@@ -1,46 +1,12 @@
 """One message on its way through a handler."""
 
-from datetime import datetime
 from typing import Protocol
 
+from ipe_events.events.message import Incoming
 
-class Deliverable(Protocol):
+
+class Deliverable(Incoming, Protocol):
     """A message and the ways to settle it; the bus's ``Delivery`` is one, the test bus has its own."""
-
-    @property
-    def subject(self) -> str:
-        """Where it was published."""
-        ...
-
-    @property
-    def header_bytes(self) -> bytes:
-        """The raw header block."""
-        ...
-
-    @property
-    def body(self) -> bytes:
-        """The payload's bytes."""
-        ...
-
-    @property
-    def seq(self) -> int:
-        """Sequence in the stream."""
-        ...
-
-    @property
-    def stream(self) -> str:
-        """Name of the stream."""
-        ...
-
-    @property
-    def time(self) -> datetime:
-        """When the stream stored it."""
-        ...
-
-    @property
-    def deliveries(self) -> int:
-        """How many times it was delivered, this time included."""
-        ...
 
     def ack(self) -> None:
         """Done."""

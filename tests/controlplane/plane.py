@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.controlplane.build import Binaries
 from tests.controlplane.cluster import CORE, RealCluster, write_kubeconfig
 from tests.controlplane.metrics import MetricsServer
-from tests.controlplane.process import Child, PortTaken, free_port
+from tests.controlplane.process import Child, PortTaken
+from tests.helpers import free_port
 
 HERE = Path(__file__).parent
 START_ATTEMPTS = 5

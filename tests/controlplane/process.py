@@ -8,7 +8,6 @@ kills the child when the thread that started it dies, so an interrupted test run
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -107,14 +106,6 @@ def tail_of(log: Path, lines: int = TAIL_LINES) -> str:
     if not log.exists():
         return "(no log)"
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago; whoever uses it must be ready for `PortTaken`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _die_with(parent: int) -> None:

@@ -16,8 +16,7 @@ import pytest
 
 from ipe_events.cli.main import NOUNS
 from tests.docs.tables import README, ROOT, declared_metrics, filled
-from tests.helpers import eventually
-from tests.nats import free_port
+from tests.helpers import eventually, free_port
 
 TEXT = README.read_text(encoding="utf-8")
 

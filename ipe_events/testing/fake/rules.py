@@ -1,7 +1,7 @@
 """What the API server knows about particular kinds, as far as the fake does: defaults, immutable fields, generations.
 
-The fake validates no schemas beyond the types of what it reads (``shapes.py``); what it checks is what a client of this project can
-run into: names, immutable fields of pods and workloads, updates that must carry a resourceVersion.
+The fake validates no schemas beyond the types of what it reads (``shapes.py``); what it checks is what a client of this project
+can run into: names, immutable fields of pods and workloads, updates that must carry a resourceVersion.
 """
 
 import base64

@@ -16,9 +16,8 @@ from ipe_events.bus.embedded import MAX_PAYLOAD, EmbeddedServer, EmbeddedSetting
 from ipe_events.bus.settings import BusSettings
 from ipe_events.bus.topology import apply, desired, plan
 from ipe_events.errors import ConfigError
-from tests.helpers import eventually
+from tests.helpers import eventually, free_port
 from tests.integration.bus.helpers import make_stream
-from tests.nats import free_port
 
 
 def alive(pid: int) -> bool:

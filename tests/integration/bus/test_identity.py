@@ -9,9 +9,9 @@ from ipe_events.bus.connection import Bus, BusSettings
 from ipe_events.bus.consumer import Consumer, ConsumerSpec, Delivery
 from ipe_events.bus.services import Endpoint, Reply, Request
 from ipe_events.errors import BusError, BusPermissionDenied, BusUnavailable, ConfigError
-from tests.helpers import eventually
+from tests.helpers import eventually, free_port
 from tests.integration.bus.helpers import make_stream, new_key, operator
-from tests.nats import Factory, NatsServer, free_port
+from tests.nats import Factory, NatsServer
 
 
 async def works_as(settings: BusSettings, identity: str) -> None:
