@@ -210,7 +210,7 @@ def quick_grant(text: str) -> Grant:
         "resources": ["*"],
     }
     try:
-        return Document(f"--grant {text}", data, {}).read(Grant).model_copy(update={"source": f"--grant {text}"})
+        return Document(f"--grant {text}", data, {}).read(Grant).standing_at(f"--grant {text}")
     except ConfigError as error:
         raise UsageError(error.message, where=f"--grant {text}", fix="write it as --grant HANDLER=enforce") from error
 
@@ -230,7 +230,7 @@ def _assemble(documents: Sequence[Document], source: str) -> AgentConfig:
                 raise ConfigError("a second AgentConfig", where=document.place(("kind",)), fix="one file holds one")
             main = document.read(AgentConfig)
             grants += [
-                grant.model_copy(update={"source": f"{document.place(('grants', index))}: grants[{index}]"})
+                grant.standing_at(f"{document.place(('grants', index))}: grants[{index}]")
                 for index, grant in enumerate(main.grants)
             ]
         elif kind == "HandlerGrant":
@@ -259,4 +259,4 @@ class _HandlerGrant(Section):
 
 def _handler_grant(document: Document) -> Grant:
     parsed = document.read(_HandlerGrant)
-    return parsed.spec.model_copy(update={"source": f"{document.place(())}: HandlerGrant {parsed.metadata.name}"})
+    return parsed.spec.standing_at(f"{document.place(())}: HandlerGrant {parsed.metadata.name}")

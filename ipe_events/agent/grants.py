@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.alias_generators import to_camel
 
 from ipe_events.events.command import Verb
@@ -80,7 +80,6 @@ class Grant(Section):
         labels: the target must carry all of them.
         limits: rate and blast radius.
         read: resources that it may ask this agent for beyond what is collected.
-        source: file and line, for messages; filled in by the loader.
     """
 
     handler: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
@@ -91,7 +90,18 @@ class Grant(Section):
     labels: dict[str, str] = {}
     limits: Limits = Limits()
     read: tuple[ResourcePattern, ...] = ()
-    source: str = Field(default="a grant", exclude=True)
+    _source: str = PrivateAttr(default="a grant")
+
+    @property
+    def source(self) -> str:
+        """Where it stands (file and line), for messages; nothing that a file could say itself."""
+        return self._source
+
+    def standing_at(self, source: str) -> Self:
+        """The same grant with its source."""
+        placed = self.model_copy()
+        placed._source = source  # noqa: SLF001 - our own copy
+        return placed
 
     def covers(self, verb: str, target: ObjectRef, labels: Mapping[str, str] | None = None) -> str:
         """Empty when this grant covers the act, otherwise what it lacks.

@@ -38,6 +38,7 @@ def test_grants_of_further_documents_join_and_know_their_lines(tmp_path):
     ("text", "message"),
     [
         ("grants:\n- handler: x\n  mdoe: enforce\n", r"f:5: grants\[0\]\.mdoe: value .*: unknown field.*did you mean 'mode'\?"),
+        ("grants:\n- handler: x\n  source: elsewhere\n", r"f:5: grants\[0\]\.source: value \"elsewhere\": unknown field"),
         ("hearbeat: 5s\n", r"f:3: hearbeat: value \"5s\": unknown field.*did you mean 'heartbeat'"),
         ("grants:\n- {mode: enforce}\n", r"f:4: grants\[0\]\.handler: required, but missing"),
         ("act:\n  timeout: 10x\n", r"f:4: act\.timeout: value \"10x\": '10x' is not a duration \(fix: write it as 30s"),

@@ -7,7 +7,7 @@ from ipe_events.agent.grants import Grant, GrantSet, Mode, Protected
 from ipe_events.events.refs import ObjectRef, ResourceRef
 
 DEPLOYMENT = ObjectRef(group="apps", resource="deployments", namespace="shop", name="web")
-ALL = Grant(handler="h", mode=Mode.ENFORCE, verbs=("patch", "delete"), resources=("*",), namespaces=("*", ""), source="f:1")
+ALL = Grant(handler="h", mode=Mode.ENFORCE, verbs=("patch", "delete"), resources=("*",), namespaces=("*", "")).standing_at("f:1")
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,15 @@ def test_a_cluster_scoped_object_needs_the_empty_namespace_pattern():
 
 
 def test_the_most_permissive_matching_grant_decides():
-    observe = ALL.model_copy(update={"mode": Mode.OBSERVE, "source": "f:2"})
-    other_namespace = ALL.model_copy(update={"namespaces": ("prod",), "source": "f:3"})
+    observe = ALL.model_copy(update={"mode": Mode.OBSERVE}).standing_at("f:2")
+    other_namespace = ALL.model_copy(update={"namespaces": ("prod",)}).standing_at("f:3")
     decision = GrantSet((observe, other_namespace)).decide("h", "patch", DEPLOYMENT)
     assert decision.grant == observe
     assert GrantSet((observe, ALL)).decide("h", "patch", DEPLOYMENT).grant == ALL
 
 
 def test_a_refusal_names_the_line_of_every_grant_of_the_handler():
-    grants = GrantSet((ALL.model_copy(update={"verbs": ("scale",), "source": "agent.yaml:7: grants[0]"}),))
+    grants = GrantSet((ALL.model_copy(update={"verbs": ("scale",)}).standing_at("agent.yaml:7: grants[0]"),))
     assert GrantSet().decide("h", "patch", DEPLOYMENT).why_not == "this cluster grants 'h' nothing"
     assert "agent.yaml:7: grants[0]: verb 'patch' is not among scale" in grants.decide("h", "patch", DEPLOYMENT).why_not
 

@@ -18,8 +18,7 @@ GRANT = Grant(
     mode=Mode.ENFORCE,
     verbs=("patch", "scale", "delete", "create", "apply", "annotate", "suspend"),
     resources=("*",),
-    source="agent.yaml:3",
-)
+).standing_at("agent.yaml:3")
 RULES = Rules(grants=GrantSet((GRANT,)))
 SUBJECT = Addressee("c1", "guard", "scale")
 SEEN = {

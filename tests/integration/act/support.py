@@ -91,8 +91,7 @@ ENFORCE = Grant(
     mode=Mode.ENFORCE,
     verbs=("patch", "scale", "suspend", "annotate", "create", "delete", "apply"),
     resources=("*",),
-    source="agent.yaml:3",
-)
+).standing_at("agent.yaml:3")
 
 
 @dataclass
