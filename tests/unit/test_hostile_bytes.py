@@ -1,5 +1,8 @@
 """Bytes from a hostile server or tenant: each becomes one error of ours, none ends a task."""
 
+import json
+import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -37,3 +40,38 @@ def test_a_watch_that_asks_for_a_relist_each_time_has_to_wait_longer_each_time(c
     healthy = after(position, Cause.ENDED)
     assert delay(after(healthy, cause), cause, jitter=0.0) == 0.0
     assert replace(healthy, failures=0) == healthy
+
+
+def test_one_huge_object_of_a_list_costs_each_byte_once() -> None:
+    """Searched from its start with every chunk, these 9 MiB held the event loop for a minute, and every cluster with it."""
+    item = b'{"metadata":{"name":"a","uid":"u","resourceVersion":"5"},"data":{"v":"' + b"x" * (9 << 20) + b'"}}'
+    page = b'{"items":[' + item + b'],"metadata":{"resourceVersion":"7"}}'
+    splitter, found = ListSplitter("c: things", "Thing", "v1"), 0
+    began = time.process_time()
+    for at in range(0, len(page), 16 << 10):
+        found += len(list(splitter.feed(page[at : at + (16 << 10)])))
+    assert found == 1
+    assert time.process_time() - began < 5
+    assert splitter.finish().resourceVersion == "7"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_items_that_look_like_ends_of_items_are_cut_in_the_right_places(seed: int) -> None:
+    dice = random.Random(seed)
+    pieces = ['{"metadata":{"n', '"},{"metadata":{', "\\", '"', "},", "{", "]", "\n", "\u2028", "x" * 30]
+    items = [
+        {
+            "metadata": {"name": f"n{number}", "uid": f"u{number}", "resourceVersion": "5"},
+            "".join(dice.choices(pieces, k=5)): ["".join(dice.choices(pieces, k=20)), {"metadata": {"name": "inner"}}, {}],
+        }
+        for number in range(12)
+    ]
+    page = json.dumps({"items": items, "metadata": {"resourceVersion": "7"}}, separators=(",", ":")).encode()
+    splitter = ListSplitter("c: things", "Thing", "v1")
+    found, at = [], 0
+    while at < len(page):
+        size = dice.choice((1, 2, 7, 64, 500))
+        found += [json.loads(item.body) for item in splitter.feed(page[at : at + size])]
+        at += size
+    assert [{key: value for key, value in each.items() if key not in ("kind", "apiVersion")} for each in found] == items
+    assert splitter.finish().resourceVersion == "7"
