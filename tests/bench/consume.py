@@ -1,111 +1,28 @@
 """The raw consumer alone: stream → header bytes and body → ack, messages as ``ingest`` writes them.
 
-A broker process of its own holds a stream that was filled beforehand. What is measured is this process' CPU from the first pull
-to the moment when the server has seen every acknowledgement, divided by the messages; bodies are the load generator's pods.
+What is measured is this process' CPU from the first pull to the moment when the server has seen every acknowledgement, divided by
+the messages.
 """
 
 import argparse
 import asyncio
-import resource
-import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.consumer import Consumer, ConsumerSpec, Delivery
-from ipe_events.bus.frames import encode_headers
-from ipe_events.events.ids import ChangeId
-from ipe_events.subjects import CHANGE, partition
-from ipe_events.testing.load import LoadGenerator
+from tests.bench.corpus import Rates, Stopwatch, add_arguments, measure
 from tests.nats import NatsServer
 
-CLUSTER = "prod-eu-1"
-CLUSTER_UID = "0b7e6c8a-2f43-4f0a-9a55-3d1c5e9b7f10"
-CHUNK = 250
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--events", type=int, default=40_000, help="messages in the stream")
-    parser.add_argument("--runs", type=int, default=3, help="how often to read them; the median counts")
+__all__ = ["add_arguments", "run"]
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="ipe-bench-") as folder:
-        server = NatsServer(Path(folder)).start()
-        try:
-            async with await Bus.connect(server.settings, name="bench-consume") as bus:
-                size = await fill(bus, args.events)
-                runs = [await consume(bus, args.events, number) for number in range(args.runs)]
-        finally:
-            server.kill()
-    return {
-        "events_per_second": round(statistics.median(rate for rate, _ in runs)),
-        "cpu_us_per_event": round(statistics.median(cpu for _, cpu in runs), 2),
-        "bytes_per_event": size,
-        "events": args.events,
-    }
+    return await measure(args, consume)
 
 
-async def fill(bus: Bus, events: int) -> int:
-    """Writes the stream; returns the size of one message."""
-    await bus.js_api(
-        "STREAM.CREATE.IPE_K8S",
-        {"name": "IPE_K8S", "subjects": [CHANGE.wildcard], "storage": "file", "retention": "limits", "discard": "old"},
-    )
-    load = LoadGenerator(seed=7)
-    bodies = [load.pod_json(index) for index in range(64)]
-    size = 0
-    for number in range(events):
-        namespace = load.namespace(number)
-        subject = CHANGE.format(
-            cluster=CLUSTER,
-            group="",
-            resource="pods",
-            namespace=namespace,
-            verb="modified",
-            partition=partition(CLUSTER, namespace, "pods"),
-        )
-        change = str(
-            ChangeId(
-                CLUSTER_UID,
-                1,
-                "",
-                "pods",
-                f"{number % 4096:08x}-9d1f-4c55-8a60-7f0a3f6e2b11",
-                str(10_000_000 + number),
-                "modified",
-            )
-        )
-        headers = {
-            "ce-specversion": "1.0",
-            "ce-id": change,
-            "ce-source": f"/clusters/{CLUSTER}",
-            "ce-type": "dev.ipe.k8s.modified.v1",
-            "ce-time": "2026-11-22T21:51:09.000123Z",
-            "ce-subject": f"/api/v1/namespaces/{namespace}/pods/checkout-7c9f8d6b5-{number % 4096:05x}",
-            "ce-kind": "Pod",
-            "ce-name": f"checkout-7c9f8d6b5-{number % 4096:05x}",
-            "ce-sequence": str(number),
-            "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        }
-        body = bodies[number % len(bodies)]
-        if number % CHUNK == CHUNK - 1 or number == events - 1:
-            await bus.publish(subject, body, id=change, headers=headers, timeout=30)  # waits for all before it
-        else:
-            frame = bus.frame(subject, encode_headers({**headers, "Nats-Msg-Id": change}), body)
-            bus.client.write(frame)
-            size = len(frame)
-    info = await bus.stream_info("IPE_K8S")
-    if info["state"]["messages"] != events:
-        raise AssertionError(f"{info['state']['messages']} of {events} messages are in the stream")
-    return size
-
-
-async def consume(bus: Bus, events: int, number: int) -> tuple[float, float]:
-    """Reads everything once; returns messages per second and CPU µs per message."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
+async def consume(server: NatsServer, events: int, number: int) -> Rates:
+    """Reads everything once."""
+    done = asyncio.get_running_loop().create_future()
     left = events
 
     def take(delivery: Delivery) -> None:
@@ -116,12 +33,12 @@ async def consume(bus: Bus, events: int, number: int) -> tuple[float, float]:
             done.set_result(None)
 
     spec = ConsumerSpec("IPE_K8S", f"bench-{number}", start="all", max_ack_pending=4096, batch=1024)
-    usage, start = resource.getrusage(resource.RUSAGE_SELF), loop.time()
-    consumer = await Consumer.start(bus, spec, take)
-    await done
-    await consumer.stop()
-    after, end = resource.getrusage(resource.RUSAGE_SELF), loop.time()
-    if (await consumer.info())["num_ack_pending"]:
-        raise AssertionError("acknowledgements are missing")
-    cpu = after.ru_utime - usage.ru_utime + after.ru_stime - usage.ru_stime
-    return events / (end - start), cpu / events * 1e6
+    async with await Bus.connect(server.settings, name="bench-consume") as bus:
+        watch = Stopwatch()
+        consumer = await Consumer.start(bus, spec, take)
+        await done
+        await consumer.stop()
+        rates = watch.stop(events)
+        if (await consumer.info())["num_ack_pending"]:
+            raise AssertionError("acknowledgements are missing")
+    return rates
