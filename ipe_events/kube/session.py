@@ -9,9 +9,10 @@ decision.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -162,7 +163,7 @@ class KubeSession:
         """
         where = self._where(method, path)
         try:
-            response = await self._send(method, path, params, body, headers, idle)
+            response = await self._authenticated(partial(self._send, method, path, params, body, headers, idle))
             async with response:
                 if response.status >= 400:
                     raise error_of(response.status, await _read(response, MAX_ERROR, where), where, response.headers)
@@ -172,27 +173,19 @@ class KubeSession:
         except _FAILURES as error:
             raise translate(error, where) from error
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str] | None,
-        body: bytes | None,
-        headers: Mapping[str, str] | None,
-        idle: float | None,
-    ) -> aiohttp.ClientResponse:
+    async def _authenticated(self, send: Callable[[], Awaitable[aiohttp.ClientResponse]]) -> aiohttp.ClientResponse:
         """Send, and once more with fresh credentials when they were refused."""
         if self._renew_at is not None and asyncio.get_running_loop().time() >= self._renew_at:
             await self._refresh(self._credentials)
-        response = await self._send_once(method, path, params, body, headers, idle)
+        response = await send()
         if response.status == 401:
             used = self._credentials
             if await self._refresh(used):
                 response.release()
-                response = await self._send_once(method, path, params, body, headers, idle)
+                response = await send()
         return response
 
-    async def _send_once(
+    async def _send(
         self,
         method: str,
         path: str,
