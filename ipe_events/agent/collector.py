@@ -27,7 +27,7 @@ from ipe_events.clock import SYSTEM, Clock
 from ipe_events.errors import BusError, IpeError, KubeError
 from ipe_events.events.cluster import ClusterEvent, Connected, Disconnected, Epoch, Gap, Heartbeat, Stale
 from ipe_events.events.refs import ResourceRef
-from ipe_events.events.registry import AgentStatus
+from ipe_events.events.registry import NO_SUCH_RESOURCE, AgentStatus
 from ipe_events.kube.discovery import Discovery
 from ipe_events.kube.reflector import Report
 from ipe_events.kube.reflector_rules import FIRST_DELAY, HEALTHY_SECONDS, LONGEST_DELAY, REFUSED_DELAY, Cause
@@ -283,7 +283,7 @@ class Collector:
             why = self._settings.why_not(ref)
             found = self.discovery.find(ref)
             if not why and found is None:
-                why, unknown = "the cluster has no such resource", True
+                why, unknown = NO_SUCH_RESOURCE, True
             elif not why and found is not None and not {"list", "watch"} <= found.verbs:
                 why = "the API server can neither list nor watch it"
             if why:

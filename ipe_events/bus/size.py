@@ -37,6 +37,18 @@ DISPATCH_MICROSECONDS = 40
 """CPU of a handler per change that reaches it."""
 
 
+def binary(amount: float) -> str:
+    """A number of bytes for people, in powers of 1024.
+
+    >>> binary(2 << 30)
+    '2.0 GiB'
+    """
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if amount >= 1 << power:
+            return f"{amount / (1 << power):,.1f} {unit}"
+    return f"{amount:g} B"
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """What is to be carried.

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ipe_events.bus.kv import bucket_config
+from ipe_events.bus.size import binary
+from ipe_events.durations import ago
 from ipe_events.errors import BusNotFound, TopologyError
 from ipe_events.subjects import CHANGE, TOPICS
 
@@ -149,6 +151,9 @@ class FieldChange:
     old: Any
     new: Any
     destructive: bool
+
+    def __str__(self) -> str:
+        return f"{self.field} {_figure(self.field, self.old)} → {_figure(self.field, self.new)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,5 +477,14 @@ async def check_limits(bus: "Bus", names: Iterable[str] | None = None) -> list[A
 def _describe(step: Step) -> str:
     if step.action == "delete":
         return f"deletes {step.asset.stream} with {step.messages} messages"
-    lost = ", ".join(f"{change.field} {change.old} → {change.new}" for change in step.changes if change.destructive)
+    lost = ", ".join(str(change) for change in step.changes if change.destructive)
     return f"{step.asset.stream}: {lost} ({step.messages} messages)"
+
+
+def _figure(field: str, value: Any) -> str:
+    """A field's value for people: NATS counts nanoseconds and bytes, and writes no limit as 0 or -1."""
+    if field in _SMALLER_LOSES and _unlimited(value):
+        return "unlimited"
+    if field in {"max_age", "duplicate_window"}:
+        return ago(value / 1e9)
+    return binary(value) if field in {"max_bytes", "max_msg_size"} else str(value)

@@ -40,7 +40,7 @@ class Difference:
         """Which fields change, and what is lost."""
         if self.step is None:
             return ""
-        changed = ", ".join(f"{change.field} {change.old} → {change.new}" for change in self.step.changes)
+        changed = ", ".join(map(str, self.step.changes))
         lost = f" (loses messages; it holds {self.step.messages})" if self.step.destructive else ""
         return f"{changed}{lost}"
 
@@ -200,7 +200,6 @@ def _amount(name: str, value: float) -> str:
     """A figure for people: bytes in powers of 1024."""
     if "bytes" not in name:
         return f"{value:,}"
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if value >= 1 << power:
-            return f"{value / (1 << power):,.1f} {unit}" + ("/s" if name.endswith("per_second") else "")
-    return f"{value} B"
+    from ipe_events.bus.size import binary
+
+    return binary(value) + ("/s" if name.endswith("per_second") else "")

@@ -4,6 +4,7 @@
 kubeconfig was given, that cluster with those credentials. A check never raises for what it checks: an error of ours is a finding.
 """
 
+import difflib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,6 +21,8 @@ from ipe_events.subjects import CHANGE, DLQ
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
+    from ipe_events.cli.clusters import Cluster
+    from ipe_events.events.registry import HandlerDeclaration
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 
@@ -70,13 +73,18 @@ async def _all(session: Session, kubeconfig: Path | None, kube_context: str) -> 
     if bus is not None:
         async with bus:
             yield Finding("NATS reachable", "ok", f"{', '.join(settings.servers)} as {bus.identity}")
-            yield Finding("NATS version and JetStream", "ok", f"nats-server {bus.client.connected_server_version}, JetStream on")
+            yield Finding("NATS version and JetStream", "ok", f"nats-server {_version(bus)}, JetStream on")
             for check, look in _BUS_CHECKS:
                 for finding in await _guarded(check, look(bus)):
                     yield finding
     if kubeconfig is not None:
         for finding in await _guarded("cluster", _cluster(kubeconfig, kube_context)):
             yield finding
+
+
+def _version(bus: "Bus") -> str:
+    found = bus.client.connected_server_version
+    return f"{found.major}.{found.minor}.{found.patch}"
 
 
 async def _guarded(check: str, look: Awaitable[list[Finding]]) -> list[Finding]:
@@ -162,11 +170,11 @@ async def _agents(bus: "Bus") -> list[Finding]:
                 Finding(check, "ok", f"{cluster.state}, seen {ago(cluster.age)} ago, {cluster.watched} resources watched")
             )
         for resource, why in cluster.troubles.items():
-            fix = (
-                "give its service account what `ipe rbac agent` prints"
-                if why.startswith("refused")
-                else "look at the agent's log"
-            )
+            fix = "look at the agent's log"
+            if cluster.lacks(resource):
+                fix = "correct its name in `collect.resources` or in the handler that asks for it (`ipe handlers list`)"
+            elif why.startswith("refused"):
+                fix = "give its service account what `ipe rbac agent` prints"
             found.append(Finding(check, "failed" if why.startswith("refused") else "warning", f"{resource} {why}", fix))
     return found
 
@@ -188,40 +196,42 @@ async def _handlers(bus: "Bus") -> list[Finding]:
             continue
         wanted = declared.clusters or ("*",)
         served = [one for one in clusters if any(fnmatch.fnmatchcase(one.status.cluster, glob) for glob in wanted)]
-        missing = [
-            resource for resource in declared.resources if not any(resource in one.status.resources for one in served)
-        ]  # fmt: skip
-        if missing:
-            detail = f"nobody collects {', '.join(missing)}, which it asks for"
-            found.append(Finding(f"handler {declared.handler}", "failed", detail, "allow it in an agent's `collect.resources`"))
-        else:
-            found.append(Finding(f"handler {declared.handler}", "ok", f"all it asks for is collected in {len(served)} clusters"))
+        found += _needs(declared, served)
     return found or [Finding("handlers", "ok", "none has declared itself yet")]
 
 
+def _needs(declared: "HandlerDeclaration", served: "list[Cluster]") -> list[Finding]:
+    """Whether what a handler asks for is collected where it wants it."""
+    check, found = f"handler {declared.handler}", []
+    for resource in declared.resources:
+        if any(resource in one.status.resources and resource not in one.troubles for one in served):
+            continue
+        unknown = [one.status.cluster for one in served if one.lacks(resource)]
+        if unknown:
+            known = {name for one in served for name in one.status.resources if not one.lacks(name)}
+            near = difflib.get_close_matches(resource, sorted(known), n=1)
+            fix = f"`ipe handlers remove {declared.handler}` if it is gone for good; else correct it"
+            fix += f": did you mean {near[0]}?" if near else ""
+            found.append(Finding(check, "failed", f"{', '.join(unknown)} has no resource {resource}, which it asks for", fix))
+        else:
+            detail = f"nobody collects {resource}, which it asks for"
+            found.append(Finding(check, "failed", detail, "allow it in an agent's `collect.resources`"))
+    ok = Finding(check, "ok", f"all it asks for is collected, in {len(served)} cluster{'s' * (len(served) != 1)}")
+    return found or [ok]
+
+
 async def _consumers(bus: "Bus") -> list[Finding]:
-    from ipe_events.cli.reading import streams_of
+    from ipe_events.cli.reading import durables, streams_of
 
     late: list[Finding] = []
     total = 0
-    for base in (CHANGE.stream, "IPE_GOV", "IPE_CMD"):
-        for stream in await streams_of(bus, base):
-            offset = 0
-            while True:
-                page = await bus.js_api(f"CONSUMER.LIST.{stream}", {"offset": offset})
-                infos = page.get("consumers") or []
-                for info in infos:
-                    if not info["config"].get("durable_name"):
-                        continue
-                    total += 1
-                    waiting = int(info.get("num_pending", 0))
-                    if waiting > MAX_LAG:
-                        name = f"{stream}/{info['name']}"
-                        detail = f"{name} is {waiting} messages behind"
-                        late.append(Finding("consumers", "warning", detail, "is its handler running and fast enough?"))
-                offset += len(infos)
-                if not infos or offset >= int(page["total"]):
-                    break
+    streams = [stream for base in (CHANGE.stream, "IPE_GOV", "IPE_CMD") for stream in await streams_of(bus, base)]
+    async for stream, info in durables(bus, streams):
+        total += 1
+        waiting = int(info.get("num_pending", 0))
+        if waiting > MAX_LAG:
+            detail = f"{stream}/{info['name']} is {waiting} messages behind"
+            late.append(Finding("consumers", "warning", detail, "is its handler running and fast enough?"))
     return late or [Finding("consumers", "ok", f"{total} durable, none more than {MAX_LAG} messages behind")]
 
 

@@ -12,6 +12,9 @@ from ipe_events.cli.record import Entry, NoSuchEvent, Query
 from ipe_events.clock import SYSTEM
 from ipe_events.subjects import COMMAND, OUTCOME
 
+STATUSES = ("applied", "refused", "failed", "expired", "rejected", "unknown", "dry-run", "pending", "unanswered")
+"""How outcomes end a command, then what a command without an outcome is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -76,13 +79,13 @@ def command() -> None:
 @command.command("list")
 @click.option("--cluster", default="", metavar="GLOB", help="Only these clusters.")
 @click.option("--handler", default="", metavar="NAME", help="Only this handler's.")
-@click.option("--status", default="", help="Only those with this status: applied, refused, failed, pending…")
+@click.option("--status", type=click.Choice(STATUSES), help="Only those with this status.")
 @click.option("--since", type=Duration(), default="24h", show_default=True, metavar="TIME", help="How far back.")
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="The newest so many; 0: all.")
 @common_options
 @output_options
 @pass_session
-def list_(session: Session, *, cluster: str, handler: str, status: str, since: float, limit: int) -> None:
+def list_(session: Session, *, cluster: str, handler: str, status: str | None, since: float, limit: int) -> None:
     """List commands with their outcomes, oldest first."""
     found = [asked for asked in run(_load(session, cluster, handler, since)) if not status or asked.status == status]
     shown = found[-limit:] if limit else found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ipe_events.cli.acts import record_act
 from ipe_events.cli.common import Duration, Session, common_options, output_options, pass_session, run
 from ipe_events.cli.printers import Column, Table, clean, print_items, to_json
 from ipe_events.cli.record import Entry, NoSuchEvent, Query, parse_ref
@@ -131,7 +132,7 @@ async def _replay(session: Session, refs: tuple[str, ...], reason: str) -> None:
         letters = [await _letter(bus, ref) for ref in refs]  # each must have its receiver before the first is published
         for letter in letters:
             await _publish_again(bus, letter)
-            await _record(bus, letter.ref, letter.subject, reason)
+            await record_act(bus, "replay", letter.ref, reason=reason, subject=letter.subject, handler=letter.handler)
             session.note(f"{letter.ref} is published again on {letter.subject} for {letter.handler}")
 
 
@@ -189,17 +190,3 @@ async def _publish_again(bus: "Bus", letter: _Replay) -> None:
     headers[REPLAY_HANDLER] = letter.handler
     moment = SYSTEM.now().isoformat()
     await bus.publish(letter.subject, letter.stored.body, id=f"replay/{letter.ref}/{moment}", headers=headers)
-
-
-async def _record(bus: "Bus", ref: str, subject: str, reason: str) -> None:
-    from ipe_events.bus.cloudevents import headers_for
-    from ipe_events.events.act import Act
-    from ipe_events.events.codec import encode
-    from ipe_events.events.ids import derived_id
-    from ipe_events.subjects import ACT
-
-    now = SYSTEM.now()
-    act = Act(user=bus.identity, act="replay", target=ref, reason=reason, arguments={"subject": subject}, time=now)
-    identity = derived_id("act", act.user, act.act, ref, now.isoformat())
-    headers = headers_for(act, id=identity, source=f"/operators/{act.user}", subject=ref, time=now)
-    await bus.publish(ACT.format(user=act.user, act=act.act), encode(act), id=identity, headers=headers)

@@ -4,12 +4,13 @@
 modules and installed names together in one process on one connection.
 """
 
+import difflib
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,11 @@ from ipe_events.cli.common import Session, common_options, output_options, pass_
 from ipe_events.cli.printers import Column, Table, print_items
 from ipe_events.errors import ConfigError, UsageError
 
+if TYPE_CHECKING:
+    from ipe_events.bus.connection import Bus
+
+_DESCRIPTION = re.compile(r"handler (?P<handler>\S+): ")
+"""How ``runtime.consumption`` describes a handler's durable consumer."""
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
 _HANDLER = '''"""{title}: say in one sentence what it decides."""
@@ -88,15 +94,19 @@ class Row:
 
     name: str
     source: str
-    subjects: tuple[str, ...]
-    resources: tuple[str, ...]
-    since: str
+    subjects: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    since: str = ""
+    state: str = ""
+    behind: int | None = None
 
 
 TABLE: Table[Row] = Table(
     columns=(
         Column("NAME", lambda row: row.name),
         Column("FROM", lambda row: row.source),
+        Column("STATE", lambda row: row.state),
+        Column("BEHIND", lambda row: "" if row.behind is None else str(row.behind)),
         Column("RESOURCES", lambda row: ", ".join(row.resources)),
         Column("SINCE", lambda row: row.since),
         Column("SUBJECTS", lambda row: " ".join(row.subjects), wide=True),
@@ -104,7 +114,7 @@ TABLE: Table[Row] = Table(
     name=lambda row: row.name,
     data=lambda row: {
         "name": row.name, "from": row.source, "resources": list(row.resources),
-        "subjects": list(row.subjects), "since": row.since,
+        "subjects": list(row.subjects), "since": row.since, "state": row.state, "behind": row.behind,
     },
     empty="no handler has run on this bus, and none is installed",
 )  # fmt: skip
@@ -196,7 +206,11 @@ def test(session: Session, *, file: Path | None) -> int:
 @output_options
 @pass_session
 def list_(session: Session) -> None:
-    """List handlers that have declared themselves on the bus, and installed ones."""
+    """List handlers that have declared themselves on the bus, and installed ones.
+
+    STATE is what the server sees: a handler that is `reading` has asked for more; one that is `silent` has not, since it is
+    stopped, or has its hands full. BEHIND counts the messages that it has not settled. Timers and services have neither.
+    """
     run(_list(session))
 
 
@@ -206,10 +220,66 @@ async def _list(session: Session) -> None:
     from ipe_events.runtime.announce import HANDLERS_BUCKET
     from ipe_events.runtime.registry import installed
 
-    rows: dict[str, Row] = {name: Row(name, f"installed: {entry.value}", (), (), "") for name, entry in installed().items()}
+    rows: dict[str, Row] = {name: Row(name, f"installed: {entry.value}") for name, entry in installed().items()}
     async with session.bus() as bus:
         bucket = await bus.kv(HANDLERS_BUCKET)
+        consumers = await _consumers_of_handlers(bus)
         async for entry in bucket.entries():
             found: Any = decode(HandlerDeclaration, entry.value)
-            rows[found.handler] = Row(found.handler, "bus", found.subjects, found.resources, f"{found.time:%Y-%m-%d %H:%M:%S}")
+            mine = [info for _, info in consumers.get(found.handler, ())]
+            state = ("reading" if any(info.get("num_waiting") for info in mine) else "silent") if mine else ""
+            behind = sum(int(info["num_pending"]) + int(info["num_ack_pending"]) for info in mine) if mine else None
+            since = f"{found.time:%Y-%m-%d %H:%M:%S}"
+            rows[found.handler] = Row(found.handler, "bus", found.subjects, found.resources, since, state, behind)
     print_items(session, [rows[name] for name in sorted(rows)], TABLE)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--reason", default="", help="Why, for the record.")
+@common_options
+@pass_session
+def remove(session: Session, name: str, reason: str) -> None:
+    """Forget a handler that is gone for good: its declaration, and its place in the streams.
+
+    Agents stop collecting what nobody else asks for. Should it ever run again, it begins where `start=` says. What it keeps in
+    its State stays.
+    """
+    run(_remove(session, name, reason))
+
+
+async def _remove(session: Session, name: str, reason: str) -> None:
+    from ipe_events.cli.acts import record_act
+    from ipe_events.runtime.announce import HANDLERS_BUCKET
+    from ipe_events.subjects import escape, unescape
+
+    async with session.bus() as bus:
+        bucket = await bus.kv(HANDLERS_BUCKET)
+        consumers = (await _consumers_of_handlers(bus)).get(name, [])
+        known = [unescape(entry.key) async for entry in bucket.entries(headers_only=True)]
+        if name not in known and not consumers:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]}?" if near else "see `ipe handlers list`"
+            raise UsageError(f"no handler {name!r} has declared itself", where="handlers", fix=fix)
+        if any(info.get("num_waiting") for _, info in consumers):
+            raise ConfigError(f"{name} runs", where="handlers", fix="stop it first; a moment later it no longer reads")
+        for stream, info in consumers:
+            await bus.js_api(f"CONSUMER.DELETE.{stream}.{info['name']}")
+        await bucket.delete(escape(name))
+        await record_act(bus, "remove", f"handler {name}", reason=reason)
+    session.note(f"{name} is forgotten, with {len(consumers)} consumers")
+
+
+async def _consumers_of_handlers(bus: "Bus") -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Handler → (stream, what NATS says) of its durables, which name their handler in their description."""
+    from ipe_events.cli.reading import durables, streams_of
+    from ipe_events.subjects import TOPICS
+
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    bases = dict.fromkeys(topic.stream for topic in TOPICS if topic.stream)
+    streams = dict.fromkeys([stream for base in bases for stream in await streams_of(bus, base)])
+    async for stream, info in durables(bus, streams):
+        owner = _DESCRIPTION.match(info["config"].get("description", ""))
+        if owner is not None:
+            found.setdefault(owner["handler"], []).append((stream, info))
+    return found

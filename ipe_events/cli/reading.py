@@ -6,17 +6,18 @@ JetStream reads forwards only. The last N events of several streams are therefor
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ipe_events.cli.record import Entry, NoSuchEvent, Query, entry_of, parse_ref
 from ipe_events.cli.trail import Trail
 from ipe_events.errors import BusNotFound, SchemaError, UsageError
 from ipe_events.events.ids import ChangeId, parse_change_id
 from ipe_events.subjects import CHANGE, DLQ
+from ipe_events.tasks import end
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -54,6 +55,25 @@ async def streams_of(bus: "Bus", base: str) -> list[str]:
     if not wanted:
         raise BusNotFound(f"stream {base} does not exist", where="bus", fix="make it with `ipe bus apply`")
     return sorted(wanted)
+
+
+async def durables(bus: "Bus", streams: Iterable[str]) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """(stream, what NATS says of it) of every durable consumer of these streams.
+
+    Raises:
+        BusNotFound: one of the streams does not exist.
+    """
+    for stream in streams:
+        offset, total = 0, 1
+        while offset < total:
+            page = await bus.js_api(f"CONSUMER.LIST.{stream}", {"offset": offset})
+            infos, total = page.get("consumers") or [], int(page["total"])
+            for info in infos:
+                if info["config"].get("durable_name"):
+                    yield stream, info
+            if not infos:
+                break
+            offset += len(infos)
 
 
 def entry_from(delivery: "Delivery") -> Entry:
@@ -112,9 +132,7 @@ async def follow(bus: "Bus", query: Query, *, since: datetime | None) -> AsyncIt
             for task in done:
                 task.result()  # a pump ends only by an error
     finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await end(*pumps)
 
 
 async def find(bus: "Bus", text: str, *, since: datetime) -> Entry:

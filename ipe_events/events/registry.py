@@ -37,6 +37,10 @@ class HandlerDeclaration(Model):
     version: Literal[1] = 1
 
 
+NO_SUCH_RESOURCE = "the cluster has no such resource"
+"""How the state of a resource ends in an ``AgentStatus`` when discovery does not know it."""
+
+
 class AgentStatus(Model):
     """What one cluster's agent does; key ``<cluster>`` (escaped as a token) of bucket ``ipe_agents``.
 

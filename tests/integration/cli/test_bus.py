@@ -40,6 +40,7 @@ async def test_what_loses_messages_is_refused_unless_allowed(ipe, tmp_path):
     assert refused.code == 3
     assert "loses messages" in refused.err
     assert "--allow-destructive" in refused.err
+    assert "max_age 7d → 60m" in refused.err, "in units that people read"
     assert (await ipe("bus", "apply", "-f", str(settings), "--allow-destructive")).code == 0
 
 

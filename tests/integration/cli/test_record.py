@@ -13,7 +13,7 @@ from ipe_events.bus.consumer import Consumer, ConsumerSpec
 from ipe_events.clock import SYSTEM
 from ipe_events.events import Command, ObjectRef, Outcome, Status
 from ipe_events.events.command import Patch, PatchOperation
-from ipe_events.events.registry import AgentStatus, HandlerDeclaration
+from ipe_events.events.registry import NO_SUCH_RESOURCE, AgentStatus, HandlerDeclaration
 from ipe_events.subjects import CHANGE, DLQ, topic_of
 from tests.helpers import eventually
 
@@ -213,6 +213,20 @@ async def test_doctor_names_each_trouble_with_a_fix(told, ipe):
     text = await ipe("doctor")
     assert text.code == 1
     assert "fix: `ipe bus plan`, then `ipe bus apply`" in text.out
+
+
+async def test_doctor_tells_a_mistyped_resource_from_a_refused_one(told, ipe):
+    states = {"deployments.apps": "watching", "deploymnts.apps": f"refused: {NO_SUCH_RESOURCE}"}
+    await put_status(told, "prod-eu", state="connected", resources=states)
+    declared = HandlerDeclaration(handler="sleepy", resources=("deploymnts.apps",), time=NOW)
+    await (await told.kv("ipe_handlers")).put("sleepy", declared.model_dump_json().encode())
+    done = await ipe("doctor", "-o", "json")
+    assert done.code == 1
+    troubles = {item["check"]: item for item in done.items if item["status"] != "ok"}
+    assert set(troubles) == {"agent of prod-eu", "handler sleepy"}
+    assert "rbac" not in troubles["agent of prod-eu"]["fix"]
+    assert "prod-eu has no resource deploymnts.apps" in troubles["handler sleepy"]["detail"]
+    assert "did you mean deployments.apps?" in troubles["handler sleepy"]["fix"]
 
 
 async def test_doctor_without_a_bus_fails_and_skips_the_rest(lonely_ipe):

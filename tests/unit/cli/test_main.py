@@ -87,6 +87,11 @@ def test_help_and_version_import_nothing_heavy():
     [
         (["--nope"], "error: ipe: no such option '--nope' (fix: see `ipe --help`)"),
         (["nope"], "error: ipe: no such command 'nope' (fix: see `ipe --help`)"),
+        (["topcs", "list"], "error: ipe: no such command 'topcs'. Did you mean 'topics'? (fix: see `ipe --help`)"),
+        (
+            ["commands", "list", "--status", "appled"],
+            "error: ipe commands list: invalid value for '--status': 'appled' is not",
+        ),
         (["topics", "lst"], "error: ipe topics: no such command 'lst'"),
         (["topics", "list", "-o", "xml"], "error: ipe topics list: invalid value for '-o' / '--output': 'xml' is not one of"),
         (["topics", "list", "--timeout", "5x"], "error: ipe topics list: invalid value for '--timeout': '5x' is not a duration"),

@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipe_events.cli.commands import Asked
+from ipe_events.cli.commands import STATUSES, Asked
 from ipe_events.cli.events import draw
 from ipe_events.cli.record import Entry, Query, entry_of, parse_ref
 from ipe_events.cli.trail import Trail
+from ipe_events.events import Status
 from ipe_events.subjects import CHANGE, CLUSTER, COMMAND, DLQ, FINDING, OUTCOME
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -189,3 +190,7 @@ def test_a_ref_is_a_stream_and_a_sequence(text, found):
 )
 def test_a_command_without_outcome_is_pending_until_it_expires(expires, status):
     assert Asked(message("command", 1, {"id": "x", "expires": expires}), None, NOW).status == status
+
+
+def test_every_status_of_an_outcome_can_be_asked_for():
+    assert (*Status, "pending", "unanswered") == STATUSES

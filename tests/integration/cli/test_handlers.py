@@ -1,0 +1,45 @@
+"""What an operator sees of handlers, and how one that is gone for good is forgotten."""
+
+from ipe_events.bus import topology
+from tests.helpers import eventually
+
+TEXT = """
+from ipe_events import Change, every, handler
+
+@handler(on="pods", name="my-pods")
+async def seen(event: Change) -> None: ...
+
+@every("1h")
+async def tick() -> None: ...
+"""
+
+
+async def test_a_handler_reads_falls_silent_and_is_forgotten(bus, ipe, tmp_path):
+    await topology.ensure(bus)
+    (tmp_path / "mine.py").write_text(TEXT)
+    process = await ipe.start("handlers", "run", str(tmp_path / "mine.py"))
+
+    async def states() -> dict[str, tuple[str, int | None]]:
+        done = await ipe("handlers", "list", "-o", "json")
+        return {item["name"]: (item["state"], item["behind"]) for item in done.items if item["from"] == "bus"}
+
+    async def become(state: str) -> bool:
+        return await states() == {"my-pods": (state, 0), "tick": ("", None)}
+
+    await eventually(lambda: become("reading"), timeout=20)
+    refused = await ipe("handlers", "remove", "my-pods")
+    assert (refused.code, refused.err) == (
+        3, "error: handlers: my-pods runs (fix: stop it first; a moment later it no longer reads)\n",
+    )  # fmt: skip
+    process.terminate()
+    await process.communicate()
+    await eventually(lambda: become("silent"), timeout=20)
+    wrong = await ipe("handlers", "remove", "my-pod")
+    assert wrong.code == 2
+    assert "did you mean my-pods?" in wrong.err
+    done = await ipe("handlers", "remove", "my-pods", "--reason", "replaced")
+    assert (done.code, done.err) == (0, "my-pods is forgotten, with 1 consumers\n")
+    assert set(await states()) == {"tick"}
+    assert not (await bus.js_api("CONSUMER.LIST.IPE_K8S", {"offset": 0}))["consumers"]
+    (act,) = (await ipe("events", "list", "--topic", "act", "-o", "json")).items
+    assert "remove handler my-pods replaced" in act["summary"]
