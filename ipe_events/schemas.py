@@ -25,7 +25,7 @@ from ipe_events.events.cluster import ClusterEvent
 from ipe_events.events.command import VERBS
 from ipe_events.events.freeze import FreezeState
 from ipe_events.events.ledger import LedgerRecord
-from ipe_events.events.registry import AgentStatus, HandlerDeclaration
+from ipe_events.events.registry import AgentStatus, HandlerDeclaration, SnapshotTaken
 from ipe_events.policy import kinds
 from ipe_events.subjects import CHANGE, PARTITIONS, SNAPSHOT, TOPICS, Topic
 
@@ -38,6 +38,7 @@ STATE: Mapping[str, type[BaseModel]] = {
     "ipe_freeze": FreezeState,
     "ipe_handlers": HandlerDeclaration,
     "ipe_ledger": LedgerRecord,
+    "ipe_snapshots": SnapshotTaken,
 }
 """KV bucket → the document that its values hold."""
 

@@ -220,6 +220,7 @@ _BUCKETS: tuple[tuple[str, str], ...] = (
     ("ipe_ledger", "Who owns which field of which object, and until when."),
     ("ipe_freeze", "Freezes in force."),
     ("ipe_policies", "Policy documents."),
+    ("ipe_snapshots", "Snapshots that handlers have taken in."),
 )
 _OBJECT_STORES: tuple[tuple[str, str], ...] = (("ipe_index", "Index snapshots of the collectors."),)
 

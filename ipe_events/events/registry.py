@@ -1,4 +1,4 @@
-"""Who is there: handlers declare what they need, agents tell what they collect. Kept in KV, read by the other side."""
+"""Who is there: handlers declare what they need, agents tell what they collect, what was handed over. Kept in KV."""
 
 from typing import Literal
 
@@ -67,5 +67,27 @@ class AgentStatus(Model):
     resources: dict[str, str] = {}
     objects: dict[str, int] = {}
     writes: bool = False
+    time: AwareDatetime
+    version: Literal[1] = 1
+
+
+class SnapshotTaken(Model):
+    """One snapshot that was taken in; key ``<handler id>.<cluster>.<group>.<resource>`` of bucket ``ipe_snapshots``.
+
+    Attributes:
+        cluster: where it was made.
+        group: of the resource.
+        resource: what was listed.
+        resource_version: of the list.
+        namespaces: names or globs that the handler wanted; empty: all.
+        time: when its last item had been handled.
+        version: of this document.
+    """
+
+    cluster: str
+    group: str
+    resource: str
+    resource_version: str = ""
+    namespaces: tuple[str, ...] = ()
     time: AwareDatetime
     version: Literal[1] = 1

@@ -159,7 +159,7 @@ class HandlerApp:
         )
         loader = SnapshotLoader(self.bus, subscriber, self._clock) if declared.start == "snapshot" else None
         if loader is not None:
-            await loader.prepare()
+            await loader.prepare(resumed=await consumption.exists())
         self._consumptions.append(consumption)
         await consumption.start()
         if loader is not None:

@@ -12,6 +12,7 @@ from ipe_events.bus.connection import Bus
 from ipe_events.bus.consumer import Consumer, ConsumerEvent, ConsumerSpec
 from ipe_events.bus.consumer import Start as ConsumerStart
 from ipe_events.declaration import Start
+from ipe_events.errors import BusNotFound, BusPermissionDenied
 from ipe_events.runtime.subscriber import CAPACITY, Subscriber
 from ipe_events.telemetry.log import get_logger
 
@@ -43,6 +44,21 @@ class Consumption:
         self._ticker: asyncio.Task[None] | None = None
         self._probe_at = 0.0
         subscriber.on_full = self._hold
+
+    async def exists(self) -> bool:
+        """Whether all durables exist already; also true where we may only use what an administrator made.
+
+        Raises:
+            BusError: the server does not say.
+        """
+        for stream in self.subscriber.filters.streams:
+            try:
+                await self._bus.js_api(f"CONSUMER.INFO.{stream}.{self.subscriber.declared.id}")
+            except BusNotFound:
+                return False
+            except BusPermissionDenied:
+                continue
+        return True
 
     async def start(self) -> None:
         """Make or find the durables and begin.

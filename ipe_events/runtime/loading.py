@@ -1,28 +1,37 @@
 """Asking agents for snapshots and feeding their items to a handler; the joining itself is ``ipe_events.runtime.snapshot``.
 
-Items come over the stream ``IPE_SNAP`` on a subject that belongs to this request alone. An agent that is away is asked again
-until it answers; an agent that refuses is believed, said in the log, and the handler goes on with live changes.
+The agents' statuses say whom to ask: each cluster that a handler wants is asked once its agent has the whole resource, those
+that report for the first time while the handler runs included. Items come over the stream ``IPE_SNAP`` on a subject that belongs
+to one request alone. An agent that fails, falls silent or is replaced by another in the middle is asked again until it has
+answered in full. What has been taken in is remembered (``ipe_events.runtime.taken``) and not asked for again.
 """
 
 import asyncio
 import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import orjson
 
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.delivery import Delivery
+from ipe_events.bus.reading import OrderedReader
 from ipe_events.clock import Clock, rfc3339
-from ipe_events.errors import BusError, SchemaError, ServiceError
-from ipe_events.events.codec import parse
+from ipe_events.errors import BusError, BusTimeout, BusUnavailable, SchemaError
+from ipe_events.events.codec import decode, parse
 from ipe_events.events.headers import header
 from ipe_events.events.ids import derived_id
 from ipe_events.events.refs import ResourceRef
-from ipe_events.runtime.agents import Agents
+from ipe_events.events.registry import AgentStatus
+from ipe_events.runtime.agents import AGENTS_BUCKET
 from ipe_events.runtime.filters import matches_any
-from ipe_events.runtime.snapshot import Join, Scope
+from ipe_events.runtime.snapshot import Join, Scope, can_tell
 from ipe_events.runtime.subscriber import CAPACITY, Subscriber
+from ipe_events.runtime.taken import Taken
 from ipe_events.subjects import AGENT_SERVICE, SNAPSHOT
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 
 log = get_logger(__name__)
@@ -31,16 +40,17 @@ END_TYPE = "dev.ipe.snapshot.end.v1"
 """``ce-type`` of the marker that ends a snapshot."""
 
 _REQUEST_SECONDS = 300.0
+_SILENT_SECONDS = 60.0
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0
-_REFUSALS = frozenset({400, 403, 404})
+_PARALLEL = 4
 
 
 class SnapshotItem:
-    """An item as something that lanes can hold; it lies in no durable, so settling it means nothing."""
+    """An item as something that lanes can hold; it lies in no durable, so settling it is only counted."""
 
-    __slots__ = ("body", "deliveries", "header_bytes", "seq", "stream", "subject", "time")
+    __slots__ = ("_settled", "body", "deliveries", "header_bytes", "seq", "stream", "subject", "time")
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, settled: Callable[[], None]) -> None:
         self.subject = delivery.subject
         self.header_bytes = delivery.header_bytes
         self.body = delivery.body
@@ -48,22 +58,60 @@ class SnapshotItem:
         self.stream = delivery.stream
         self.time: datetime = delivery.time
         self.deliveries = 1
+        self._settled = settled
 
     def ack(self) -> None:
-        """Nothing to tell."""
+        """Done."""
+        self._settled()
 
     def nak(self, delay: float) -> None:
-        """Nothing to tell: a handler that starts again takes a new snapshot."""
+        """Not done: a handler that starts again takes the snapshot again."""
 
     def term(self, reason: str = "") -> None:
-        """Nothing to tell."""
+        """Given up, and kept as a dead letter."""
+        self._settled()
 
     def in_progress(self) -> None:
-        """Nothing to tell."""
+        """Nobody waits for it."""
+
+
+@dataclass(eq=False)
+class _Load:
+    """One snapshot on its way in.
+
+    Attributes:
+        scope: of what.
+        agent: the process that is asked.
+        replaced: set when another process took its place.
+        open: items that the handler has not settled.
+        idle: set when there are none.
+    """
+
+    scope: Scope
+    agent: str
+    replaced: asyncio.Event = field(default_factory=asyncio.Event)
+    open: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, delivery: Delivery) -> SnapshotItem:
+        """The next item."""
+        self.open += 1
+        self.idle.clear()
+        return SnapshotItem(delivery, self._settle)
+
+    def _settle(self) -> None:
+        self.open -= 1
+        if not self.open:
+            self.idle.set()
+
+    async def settled(self) -> None:
+        """Return when everything that came is settled."""
+        while self.open:
+            await self.idle.wait()
 
 
 class SnapshotLoader:
-    """Loads one handler's snapshots, one after the other.
+    """Loads one handler's snapshots.
 
     Args:
         bus: the connection.
@@ -74,96 +122,145 @@ class SnapshotLoader:
     def __init__(self, bus: Bus, subscriber: Subscriber, clock: Clock) -> None:
         self._bus = bus
         self._subscriber = subscriber
+        self._declared = subscriber.declared
         self._clock = clock
         self._join = subscriber.join = Join()
-        self._scopes: list[Scope] = []
+        self._taken = Taken(bus, subscriber.declared, clock)
+        self._done: set[Scope] = set()
+        self._loads: dict[Scope, _Load] = {}
+        self._limit = asyncio.Semaphore(_PARALLEL)
 
-    async def prepare(self) -> None:
-        """Find out whom to ask, and note live changes from now on; before the consumer starts.
+    async def prepare(self, *, resumed: bool) -> None:
+        """Find out whom to ask, before the consumer starts.
+
+        Args:
+            resumed: the handler's durable exists: what was taken in before is not asked for again.
 
         Raises:
             BusError: the agents' statuses cannot be read.
         """
-        declared = self._subscriber.declared
-        known = {status.cluster for status in await Agents(self._bus, declared.name).known()}
-        named = {name for name in declared.clusters if not any(letter in name for letter in "*?[")}
-        clusters = sorted(name for name in known | named if matches_any(name, declared.clusters))
-        self._scopes = [(cluster, ref.group, ref.resource) for cluster in clusters for ref in declared.resources]
-        for scope in self._scopes:
-            self._join.begin(scope)
+        if resumed:
+            self._done.update(await self._taken.scopes())
+        else:
+            await self._taken.clear()
+        for scope in self._done:
+            self._join.complete(scope)
+        async for entry in (await self._bus.kv(AGENTS_BUCKET, create=True)).entries():
+            self._look(entry.key, entry.value)
 
     async def run(self) -> None:
-        """Load every snapshot; returns when all are complete or refused."""
-        for scope in self._scopes:
-            await self._until_done(scope)
-        log.info("snapshots are complete", handler=self._subscriber.declared.id, scopes=len(self._scopes))
+        """Load what is known, then what is heard of, until cancelled; the consumer must have started."""
+        async with asyncio.TaskGroup() as group:
+            for load in self._loads.values():
+                group.create_task(self._until_done(load))
+            while True:
+                try:
+                    async for entry in (await self._bus.kv(AGENTS_BUCKET, create=True)).watch():
+                        if entry is not None and not entry.deleted:
+                            for load in self._look(entry.key, entry.value):
+                                group.create_task(self._until_done(load))
+                except BusError as error:
+                    log.warning("agents' statuses cannot be read", handler=self._declared.id, error=str(error))
+                    await asyncio.sleep(_FIRST_DELAY)
 
-    async def _until_done(self, scope: Scope) -> None:
+    def _look(self, key: str, value: bytes) -> list[_Load]:
+        """What an agent's status asks for: snapshots to begin; those under way are begun anew when it is another agent."""
+        try:
+            status = decode(AgentStatus, value)
+        except SchemaError as error:
+            log.warning("an agent's status cannot be read", key=key, error=str(error))
+            return []
+        begun: list[_Load] = []
+        if not matches_any(status.cluster, self._declared.clusters):
+            return begun
+        for ref in self._declared.resources:
+            scope = (status.cluster, ref.group, ref.resource)
+            load = self._loads.get(scope)
+            if load is not None and load.agent != status.agent:
+                load.agent = status.agent
+                load.replaced.set()
+            elif load is None and scope not in self._done and can_tell(status, ref):
+                self._join.begin(scope)
+                self._loads[scope] = load = _Load(scope, status.agent)
+                begun.append(load)
+        return begun
+
+    async def _until_done(self, load: _Load) -> None:
+        keys = {"handler": self._declared.id, "cluster": load.scope[0], "resource": _resource(load.scope)}
         delay, attempt = _FIRST_DELAY, 0
-        keys = {"handler": self._subscriber.declared.id, "cluster": scope[0], "resource": _resource(scope)}
-        while True:
+        version = None
+        while version is None:
             attempt += 1
             try:
-                self._join.end(scope, await self._load(scope, attempt))
-            except ServiceError as error:
-                if error.code in _REFUSALS:
-                    log.error(  # noqa: TRY400 - the answer says it all, a traceback adds nothing
-                        "the agent refuses a snapshot; going on with live changes only", **keys, error=str(error)
-                    )
-                    self._join.end(scope, "")
-                    return
-                log.warning("no snapshot yet", **keys, error=str(error), retry_seconds=delay)
+                async with self._limit:
+                    version = await self._load(load, attempt)
             except (BusError, SchemaError) as error:
-                log.warning("no snapshot yet", **keys, error=str(error), retry_seconds=delay)
-            else:
-                return
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            delay = min(_LONGEST_DELAY, delay * 2)
+                wait = delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                log.warning("no snapshot yet", **keys, error=str(error), retry_seconds=round(wait, 1))
+                await asyncio.sleep(wait)
+                delay = min(_LONGEST_DELAY, delay * 2)
+        self._join.end(load.scope, version)
+        log.info("snapshot is complete", **keys, resource_version=version)
+        await load.settled()
+        while load.scope not in self._done:
+            try:
+                await self._taken.add(load.scope, version)
+                self._done.add(load.scope)
+            except BusError as error:
+                log.warning("a complete snapshot cannot be recorded yet", **keys, error=str(error))
+                await asyncio.sleep(_FIRST_DELAY)
+        del self._loads[load.scope]
 
-    async def _load(self, scope: Scope, attempt: int) -> str:
-        """One try; returns the list's resourceVersion."""
-        declared = self._subscriber.declared
-        cluster, group, resource = scope
-        request = derived_id(declared.id, cluster, group, resource, rfc3339(self._clock.now()), attempt)
-        subject = SNAPSHOT.format(handler=declared.name, request=request, cluster=cluster, group=group, resource=resource)
-        question = {"resource": _resource(scope), "namespace": "", "request": request}
-        asked = asyncio.create_task(
-            self._ask(AGENT_SERVICE.format(cluster=cluster, caller=declared.name, verb="snapshot"), question)
-        )
-        reading = asyncio.create_task(self._read(subject))
+    async def _load(self, load: _Load, attempt: int) -> str:
+        """One try; returns the list's resourceVersion.
+
+        Raises:
+            BusError: the agent refuses, is away, silent or replaced.
+            SchemaError: items and marker do not fit.
+        """
+        handler = self._declared
+        cluster, group, resource = load.scope
+        load.replaced.clear()
+        request = derived_id(handler.id, cluster, group, resource, rfc3339(self._clock.now()), attempt)
+        subject = SNAPSHOT.format(handler=handler.name, request=request, cluster=cluster, group=group, resource=resource)
+        question = {"resource": _resource(load.scope), "namespace": "", "request": request}
+        service = AGENT_SERVICE.format(cluster=cluster, caller=handler.name, verb="snapshot")
+        reading = asyncio.create_task(self._read(load, subject))
+        asked = asyncio.create_task(self._bus.request(service, orjson.dumps(question), timeout=_REQUEST_SECONDS))
+        replaced = asyncio.create_task(load.replaced.wait())
+        tasks: set[asyncio.Task[Any]] = {reading, asked, replaced}
         try:
-            await _both(asked, reading)
+            waiting = tasks
+            while reading in waiting:
+                # a refused question ends the wait, an answered one does not
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if replaced in done and reading not in done:
+                    raise BusUnavailable("the agent was replaced by another in the middle", where=cluster)
+                for task in done:
+                    task.result()
             return reading.result()
         finally:
-            for task in (asked, reading):
-                task.cancel()
-            await asyncio.gather(asked, reading, return_exceptions=True)
+            await end(*tasks)
 
-    async def _ask(self, subject: str, question: dict[str, str]) -> None:
-        await self._bus.request(subject, orjson.dumps(question), timeout=_REQUEST_SECONDS)
-
-    async def _read(self, subject: str) -> str:
+    async def _read(self, load: _Load, subject: str) -> str:
         """Hand items on until the end marker; returns its resourceVersion."""
         count = 0
-        async for delivery in self._bus.read(SNAPSHOT.stream, [subject], start="all", follow=True):
-            if header(delivery.header_bytes, b"ce-type") == END_TYPE:
-                marker = parse(delivery.body, where=subject)
-                if not isinstance(marker, dict) or marker.get("items") != count:
-                    raise SchemaError(f"the snapshot's end does not fit the {count} items that came", where=subject)
-                return str(marker.get("resource_version", ""))
-            count += 1
-            await self._subscriber.lanes.wait_below(CAPACITY // 2)
-            self._subscriber.receive_item(SnapshotItem(delivery))
-        raise SchemaError("the snapshot ended without its marker", where=subject)
-
-
-async def _both(asked: "asyncio.Task[None]", reading: "asyncio.Task[str]") -> None:
-    """Wait for the items' end; a refused question ends the wait, an answered one does not."""
-    waiting: set[asyncio.Task[None] | asyncio.Task[str]] = {asked, reading}
-    while reading in waiting:
-        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        async with OrderedReader(self._bus, SNAPSHOT.stream, (subject,), start="all") as reader:
+            while True:
+                try:
+                    async with asyncio.timeout(_SILENT_SECONDS):
+                        delivery = await reader.next()
+                except TimeoutError as error:
+                    raise BusTimeout(f"the agent has sent nothing for {_SILENT_SECONDS:g} s", where=subject) from error
+                if header(delivery.header_bytes, b"ce-type") == END_TYPE:
+                    break
+                count += 1
+                await self._subscriber.lanes.wait_below(CAPACITY // 2)
+                self._subscriber.receive_item(load.take(delivery))
+        marker = parse(delivery.body, where=subject)
+        if not isinstance(marker, dict) or marker.get("items") != count:
+            raise SchemaError(f"the snapshot's end does not fit the {count} items that came", where=subject)
+        return str(marker.get("resource_version", ""))
 
 
 def _resource(scope: Scope) -> str:
