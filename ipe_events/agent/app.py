@@ -38,6 +38,7 @@ from ipe_events.errors import BusNotFound, ConfigError, IpeError
 from ipe_events.events.refs import ResourceRef
 from ipe_events.events.registry import AgentStatus
 from ipe_events.kube.session import ClusterSource, KubeSession
+from ipe_events.tasks import end
 from ipe_events.telemetry.health import HealthServer
 from ipe_events.telemetry.log import get_logger
 
@@ -200,11 +201,15 @@ class ClusterAgent:
     async def _act(self, actuator: Actuator, lease: LeaseKeeper) -> None:
         """Answer commands while the Lease says so; on the way out end what has begun, then give the Lease back."""
         keeping = asyncio.create_task(lease.run(), name=f"lease-{self.cluster}")
+        acting = asyncio.create_task(actuator.run(), name=f"commands-{self.cluster}")
         try:
-            await actuator.run()
+            # neither ends by itself; when one fails, the cluster's jobs begin anew
+            done, _ = await asyncio.wait({keeping, acting}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            await end(acting)
+            await end(keeping)
             await lease.release()
 
     async def _carrier(self, session: KubeSession, collector: Collector, lease: LeaseKeeper) -> Carrier:
@@ -304,9 +309,7 @@ async def run_agent(
             for task in done - {stopping}:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
             if health is not None:
                 await health.stop()
 

@@ -32,6 +32,7 @@ from ipe_events.kube.discovery import Discovery
 from ipe_events.kube.reflector import Report
 from ipe_events.kube.reflector_rules import FIRST_DELAY, HEALTHY_SECONDS, LONGEST_DELAY, REFUSED_DELAY, Cause
 from ipe_events.kube.session import KubeSession
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import gauge
 from ipe_events.telemetry.trace import Trace
@@ -170,8 +171,7 @@ class Collector:
                     await asyncio.sleep(delay)
             finally:
                 self._publisher = None
-                announcing.cancel()
-                await asyncio.gather(announcing, return_exceptions=True)
+                await end(announcing)
 
     async def _persistently(self, step: Callable[[], Awaitable[ClusterPoint]]) -> ClusterPoint:
         """Repeat a step until it succeeds; the cluster counts as disconnected meanwhile."""
@@ -222,12 +222,12 @@ class Collector:
         try:
             await self._supervise(around, [announcing, *helpers])
         except asyncio.CancelledError:
-            await _end(*(running.task for running in self._running.values()))
+            await end(*(running.task for running in self._running.values()))
             if self._settings.farewell_seconds and self._bus.connected:
                 await self.flush(self._settings.farewell_seconds)
             raise
         finally:
-            await _end(*helpers, *(running.task for running in self._running.values()))
+            await end(*helpers, *(running.task for running in self._running.values()))
             self._running.clear()
 
     async def _supervise(self, around: Surroundings, helpers: list[asyncio.Task[None]]) -> None:
@@ -291,7 +291,7 @@ class Collector:
             else:
                 effective.add(ref)
         for ref in set(self._running) - effective:
-            await _end(self._running.pop(ref).task)
+            await end(self._running.pop(ref).task)
         for ref in sorted(effective - set(self._running), key=str):
             watcher = Watcher(
                 around,
@@ -481,9 +481,3 @@ async def _watch(watcher: Watcher) -> None:
     except Exception:
         await asyncio.sleep(FIRST_DELAY * random.uniform(1, 3))  # noqa: S311 - jitter
         raise
-
-
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

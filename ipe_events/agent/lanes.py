@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 
 log = get_logger(__name__)
@@ -57,9 +58,7 @@ class Lanes:
         """End everything, also what is at work."""
         self.clear()
         tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
 
     async def _drain(self, key: Hashable) -> None:
         queue = self._queues[key]

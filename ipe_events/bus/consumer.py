@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from ipe_events.bus.delivery import Delivery, Settler, stream_sequence
 from ipe_events.bus.pull import Puller
 from ipe_events.errors import BusError, BusNotFound, BusPermissionDenied, BusUnavailable, UsageError
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import counter
 
@@ -232,9 +233,7 @@ class Consumer(Settler):
         self._stopped = True
         self._forget_state()
         tasks = [task for task in (self._repair_task, self._check_task) if task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
         try:
             await self._puller.give_back()
             await self.bus.flush()

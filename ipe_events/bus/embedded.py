@@ -28,6 +28,7 @@ import platformdirs
 from ipe_events.bus.settings import BusSettings
 from ipe_events.bus.topology import TopologySettings
 from ipe_events.errors import BusError, BusUnavailable, ConfigError
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 
 log = get_logger(__name__)
@@ -154,8 +155,7 @@ class EmbeddedServer:
         """Ends the server in good order (SIGTERM, then SIGKILL) and unlocks the store; does nothing the second time."""
         self._stopping = True
         if self._watch:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+            await end(self._watch)
             self._watch = None
         process = self._process
         if process and process.returncode is None:

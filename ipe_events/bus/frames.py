@@ -41,7 +41,9 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """The headers of a block (of several with one name, the first, as ``events.headers`` reads them); empty for an empty block. A status line is skipped.
+    """The headers of a block; empty for an empty one. A status line is skipped.
+
+    Of several with one name the first counts, as for ``events.headers``: two readers must not read a message differently.
 
     Raises:
         SchemaError: the block is not one that NATS clients write.

@@ -20,6 +20,7 @@ from ipe_events.bus.client import Client
 from ipe_events.bus.frames import encode_headers, publish_frame
 from ipe_events.bus.settings import BusSettings
 from ipe_events.errors import BusError, BusPermissionDenied, BusUnavailable, IpeError, PayloadTooLarge
+from ipe_events.tasks import keeping_cancellation
 from ipe_events.telemetry.log import get_logger
 
 log = get_logger(__name__)
@@ -111,7 +112,7 @@ class Link:
             return
         self._closing = True
         if self.client.is_connected:
-            with suppress(nats_errors.Error, OSError):  # the connection goes away in any case
+            with suppress(nats_errors.Error, OSError), keeping_cancellation():  # the connection goes away in any case
                 await self.client.flush(timeout=2)
         self._calls.fail_all(BusUnavailable("the connection was closed"))
         await self.client.close()
@@ -254,7 +255,8 @@ class Link:
         if not self.connected:
             raise BusUnavailable("no connection to NATS", where=self.name)
         try:
-            await self.client.flush(timeout=timeout)  # type: ignore[arg-type]  # seconds; a fraction works
+            with keeping_cancellation():
+                await self.client.flush(timeout=timeout)  # type: ignore[arg-type]  # seconds; a fraction works
         except (nats_errors.Error, OSError) as error:
             raise BusUnavailable("the connection to NATS was lost while flushing", where=self.name) from error
 

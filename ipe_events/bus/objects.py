@@ -13,6 +13,7 @@ from nats.js.object_store import ObjectStore as NatsObjectStore
 
 from ipe_events.bus.kv import check_key
 from ipe_events.errors import BusError, BusNotFound, BusTimeout, BusUnavailable, IpeError
+from ipe_events.tasks import keeping_cancellation
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -35,12 +36,13 @@ class ObjectStore:
         """
         context = bus.client.jetstream(**({"domain": bus.settings.js_domain} if bus.settings.js_domain else {}))
         try:
-            try:
-                store = await context.object_store(bucket)
-            except js_errors.NotFoundError:
-                if not create:
-                    raise BusNotFound(f"object store {bucket} is missing", fix="create it with `ipe bus apply`") from None
-                store = await context.create_object_store(config=ObjectStoreConfig(bucket=bucket))
+            with keeping_cancellation():
+                try:
+                    store = await context.object_store(bucket)
+                except js_errors.NotFoundError:
+                    if not create:
+                        raise BusNotFound(f"object store {bucket} is missing", fix="create it with `ipe bus apply`") from None
+                    store = await context.create_object_store(config=ObjectStoreConfig(bucket=bucket))
         except (nats_errors.Error, TimeoutError, OSError) as error:
             raise translate(error, bucket) from error
         return cls(bus, bucket, store)
@@ -52,7 +54,8 @@ class ObjectStore:
             BusError: it could not be stored.
         """
         try:
-            await self._store.put(check_key(name), data)
+            with keeping_cancellation():
+                await self._store.put(check_key(name), data)
         except (nats_errors.Error, TimeoutError, OSError) as error:
             raise translate(error, f"{self.bucket}/{name}") from error
 
@@ -63,7 +66,8 @@ class ObjectStore:
             BusError: it could not be read, or does not match its digest.
         """
         try:
-            return (await self._store.get(check_key(name))).data or b""
+            with keeping_cancellation():
+                return (await self._store.get(check_key(name))).data or b""
         except (js_errors.ObjectNotFoundError, js_errors.ObjectDeletedError):
             return None
         except (nats_errors.Error, TimeoutError, OSError) as error:
@@ -76,7 +80,8 @@ class ObjectStore:
             BusError: it could not be removed.
         """
         try:
-            await self._store.delete(check_key(name))
+            with keeping_cancellation():
+                await self._store.delete(check_key(name))
         except (js_errors.ObjectNotFoundError, js_errors.ObjectDeletedError):
             return
         except (nats_errors.Error, TimeoutError, OSError) as error:

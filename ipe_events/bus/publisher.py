@@ -29,6 +29,7 @@ from ipe_events.bus.frames import parse_status
 from ipe_events.bus.tail import stream_of, tail
 from ipe_events.errors import BusError, IpeError, PayloadTooLarge
 from ipe_events.events.headers import header
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import counter
 
@@ -220,9 +221,7 @@ class Publisher:
         self._unlisten()
         self._client.unsubscribe_raw(self._sid)
         tasks = [task for task in (self._ticker, self._recovery) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
 
     # --- sending ---------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from ipe_events.bus.consumer import Start, start_config
 from ipe_events.bus.delivery import Delivery, Settler, parse_reply
 from ipe_events.bus.pull import Puller
 from ipe_events.errors import BusError
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class OrderedReader(Settler):
     async def __aexit__(self, *_exc: object) -> None:
         self._forget_state()
         if self._repair_task:
-            self._repair_task.cancel()
-            await asyncio.gather(self._repair_task, return_exceptions=True)
+            await end(self._repair_task)
         if self._puller:
             self._puller.stop()
             if self.bus.connected:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ipe_events.cli.common import Session, common_options, pass_session, run, until_stopped
+from ipe_events.tasks import end
 
 if TYPE_CHECKING:
     from ipe_events.agent.config import AgentConfig
@@ -104,8 +105,7 @@ async def _serve(session: Session, config: "AgentConfig") -> None:
     finally:
         if progress is not None:
             progress.close()
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
+        await end(waiting)
 
 
 class Progress:

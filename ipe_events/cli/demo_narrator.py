@@ -18,6 +18,7 @@ from ipe_events.cli.reading import follow
 from ipe_events.cli.record import Entry, Query
 from ipe_events.clock import SYSTEM, Clock
 from ipe_events.errors import IpeError
+from ipe_events.tasks import end
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -129,8 +130,7 @@ class Listener:
 
     async def __aexit__(self, *_exc: object) -> None:
         assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     def count(self, wanted: Callable[[Entry], bool]) -> int:
         """How many remembered events are wanted ones."""

@@ -16,6 +16,7 @@ from ipe_events.bus import topology
 from ipe_events.bus.connection import Bus, BusSettings
 from ipe_events.bus.embedded import EmbeddedServer, EmbeddedSettings
 from ipe_events.errors import ConfigError, IpeError
+from ipe_events.tasks import end
 from ipe_events.testing.fake import FakeCluster
 from ipe_events.testing.load import LoadGenerator, churn
 
@@ -103,9 +104,7 @@ async def simulated(stage: Stage) -> AsyncIterator[None]:
 
 async def cancelled(tasks: Sequence["asyncio.Task[None]"]) -> None:
     """Cancel tasks and wait for their end; what they failed with was said already."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end(*tasks)
 
 
 async def _load(cluster: FakeCluster, generator: LoadGenerator) -> None:

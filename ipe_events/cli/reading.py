@@ -17,6 +17,7 @@ from ipe_events.cli.trail import Trail
 from ipe_events.errors import BusNotFound, SchemaError, UsageError
 from ipe_events.events.ids import ChangeId, parse_change_id
 from ipe_events.subjects import CHANGE, DLQ
+from ipe_events.tasks import end
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -131,9 +132,7 @@ async def follow(bus: "Bus", query: Query, *, since: datetime | None) -> AsyncIt
             for task in done:
                 task.result()  # a pump ends only by an error
     finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await end(*pumps)
 
 
 async def find(bus: "Bus", text: str, *, since: datetime) -> Entry:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ipe_events.declaration import Batch
 from ipe_events.runtime.work import Work
+from ipe_events.tasks import end
 
 RunBatch = Callable[[Sequence[Work]], Awaitable[float | None]]
 """Does one batch; returns None when all of it is settled, else the seconds to wait before the same batch again."""
@@ -108,7 +109,8 @@ class Batches:
         while len(self._waiting) < self._batch.size and (left := deadline - self._loop.time()) > 0:
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
             except TimeoutError:
                 break
         while self._waiting and len(self._current) < self._batch.size:
@@ -157,11 +159,11 @@ class Batches:
         while self._busy and (left := deadline - self._loop.time()) > 0:
             self._idle.clear()
             try:
-                await asyncio.wait_for(self._idle.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._idle.wait()
             except TimeoutError:
                 break
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         left_over = self.works()
         self._waiting.clear()
         self._current = []

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from ipe_events.runtime.work import Work
+from ipe_events.tasks import end
 
 LANE_LIMIT = 128
 """Pieces of work that one lane holds in memory."""
@@ -288,12 +289,11 @@ class Lanes:
         while self.running and (left := deadline - self._loop.time()) > 0:
             self._settled.clear()
             try:
-                await asyncio.wait_for(self._settled.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._settled.wait()
             except TimeoutError:
                 break
-        for worker in self._workers:
-            worker.task.cancel()
-        await asyncio.gather(*(worker.task for worker in self._workers), return_exceptions=True)
+        await end(*(worker.task for worker in self._workers))
         self._workers.clear()
         self._resting.clear()
         left_over = sorted(self.works(), key=lambda work: work.delivery.seq)

@@ -12,6 +12,7 @@ from ipe_events.declaration import Declared, declaration_error, injectable
 from ipe_events.errors import SchemaError
 from ipe_events.policy import BUCKET, Policy, PolicySet, decode_kv
 from ipe_events.runtime.port import Port
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 
 P = TypeVar("P", bound=Policy[Any])
@@ -92,15 +93,13 @@ class PolicyStore:
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait({self._task, ready}, return_when=asyncio.FIRST_COMPLETED)
         if self._task.done():
-            ready.cancel()
-            await asyncio.gather(ready, return_exceptions=True)
+            await end(ready)
             self._task.result()
 
     async def stop(self) -> None:
         """Stop watching."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
 
     async def _watch(self) -> None:
         bucket = await self._port.kv(BUCKET, create=True)

@@ -12,6 +12,7 @@ from typing import Self
 from aiohttp import web
 
 from ipe_events.errors import ConfigError
+from ipe_events.tasks import end
 from ipe_events.telemetry.metrics import gauge, render
 
 LOOP_LAG = gauge("ipe_loop_lag_seconds", "How late the event loop ran its last timer.")
@@ -71,8 +72,7 @@ class HealthServer:
     async def stop(self) -> None:
         """Close the port."""
         if self._lag_task is not None:
-            self._lag_task.cancel()
-            await asyncio.gather(self._lag_task, return_exceptions=True)
+            await end(self._lag_task)
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -124,7 +124,8 @@ async def _run(check: Check) -> str:
         answer = check()
         if isinstance(answer, str):
             return answer
-        return await asyncio.wait_for(answer, _CHECK_TIMEOUT)
+        async with asyncio.timeout(_CHECK_TIMEOUT):
+            return await answer
     except TimeoutError:
         return f"the check did not answer within {_CHECK_TIMEOUT:g} s"
     except Exception as error:  # noqa: BLE001 - a check that fails is what the endpoint is there to tell
