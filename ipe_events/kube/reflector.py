@@ -39,6 +39,8 @@ PAGE = 500
 SILENT_SECONDS = 70.0
 WATCH_SECONDS = (300, 600)
 _SHORT_SECONDS = 1.0
+_ORDERLY = (Cause.SYNCED, Cause.ENDED, Cause.SHORT)
+"""Ends after which the history cannot have gone backwards unseen."""
 _CHANGES = frozenset(("ADDED", "MODIFIED", "DELETED"))
 _ACCEPT = "application/json"
 _ACCEPT_DROP = "application/json;drop=metadata.managedFields,application/json"
@@ -185,6 +187,7 @@ class Reflector:
         self._loop = asyncio.get_running_loop()
         self._last_byte = self._loop.time()
         self._waiting = False
+        self._unsure = bool(version)
         self._brought = 0
         self._headers = {"Accept": _ACCEPT_DROP if self.options.drop_managed_fields else _ACCEPT}
         self._wake = asyncio.Event()
@@ -218,6 +221,7 @@ class Reflector:
             elif cause is Cause.ENDED and not self._brought and self._loop.time() - began < _SHORT_SECONDS:
                 cause = Cause.SHORT
             self.position = after(self.position, cause, version=self._brought)
+            self._unsure = self._unsure or cause not in _ORDERLY
             self._ends[cause].add()
             wait = delay(self.position, cause, retry_after=getattr(error, "retry_after", 0.0))
             self._report(Report(cause, error, self.position, wait))
@@ -235,13 +239,15 @@ class Reflector:
     async def _request(self) -> Cause | None:
         """One request; None: the history went backwards and somebody else goes on."""
         position = self.position
-        if position.phase is Phase.WATCH:
-            return await self._watch(initial=False)
-        if position.rung is Rung.QUORUM and position.version:
+        if position.version and (self._unsure or position.rung is Rung.QUORUM):
+            # an API server that was restored is silent about a watch from its future, so we look before
             version = await self._newest()
             if version < position.version:
                 self._rewound(position.version, version)
                 return None
+        self._unsure = False
+        if position.phase is Phase.WATCH:
+            return await self._watch(initial=False)
         self._sink.begin_list()
         complete = False
         try:
