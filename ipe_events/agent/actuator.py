@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from ipe_events.agent.carrier import Carrier
 from ipe_events.agent.claims import digest
@@ -25,10 +26,12 @@ from ipe_events.bus.connection import Bus
 from ipe_events.bus.consumer import Consumer, ConsumerSpec, Delivery
 from ipe_events.clock import SYSTEM, Clock
 from ipe_events.errors import IpeError, SchemaError, SubjectError
+from ipe_events.events.base import Name
 from ipe_events.events.codec import decode
 from ipe_events.events.command import VERBS, Command
 from ipe_events.events.outcome import Outcome, Status
 from ipe_events.subjects import COMMAND, OUTCOME, escape
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 from ipe_events.telemetry.metrics import counter, gauge
 from ipe_events.telemetry.trace import new_trace, parse_traceparent, span
@@ -43,6 +46,7 @@ ACK_WAIT = 10.0
 MAX_OPEN = 1_024
 """Commands that may be out at a time: the bound of every queue in here."""
 _DRAIN_SECONDS = 20.0
+_NAME = TypeAdapter[str](Name)
 _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
@@ -96,8 +100,7 @@ class Actuator:
                 await self._pause()
         finally:
             await self._pause()
-            keepalive.cancel()
-            await asyncio.gather(keepalive, return_exceptions=True)
+            await end(keepalive)
 
     def _spec(self) -> ConsumerSpec:
         return ConsumerSpec(
@@ -156,7 +159,8 @@ class Actuator:
             return  # still in its lane; the newer delivery is the one to acknowledge
         try:
             tokens = COMMAND.parse(delivery.subject)
-        except SubjectError as error:
+            _check_author(tokens["handler"])
+        except (SubjectError, UnicodeDecodeError) as error:
             log.warning("audit: malformed command subject", cluster=self._cluster, sequence=delivery.seq, error=str(error))
             MALFORMED.labels(self._cluster).add(1)
             self._open.pop(delivery.seq).term("malformed subject")
@@ -236,6 +240,19 @@ class Actuator:
             cause=command,
             time=self._clock.now(),
         )
+
+
+def _check_author(handler: str) -> None:
+    """Refuses a name that no outcome could be addressed to.
+
+    Raises:
+        SubjectError: it is empty, too long, or no text.
+    """
+    try:
+        _NAME.validate_python(handler)
+        handler.encode()
+    except (ValidationError, UnicodeEncodeError) as error:
+        raise SubjectError(f"{handler[:100]!r} cannot be the name of a handler") from error
 
 
 def _stated_id(delivery: Delivery) -> str:

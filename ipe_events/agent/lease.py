@@ -121,6 +121,9 @@ class LeaseKeeper:
         except (KubeError, TimeoutError) as error:
             self._complain(f"cannot reach the Lease: {error}")
             role = self._still_held()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # whatever answered, it was no Lease
+            self._complain(f"the API server answered with something that is no Lease: {error!r}")
+            role = self._still_held()
         self._become(role)
 
     async def release(self) -> None:

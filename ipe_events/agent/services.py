@@ -22,8 +22,9 @@ from ipe_events.agent.config import Answers
 from ipe_events.agent.grants import GrantSet
 from ipe_events.agent.guardrails import Addressee
 from ipe_events.agent.job import Job, Postponed
-from ipe_events.agent.redaction import Redactor
+from ipe_events.agent.redaction import RedactionError, Redactor
 from ipe_events.bus.connection import Bus, Reply
+from ipe_events.bus.frames import percent_encode
 from ipe_events.bus.services import Endpoint, Request, ServiceHandle
 from ipe_events.clock import SYSTEM, Clock, rfc3339
 from ipe_events.errors import KubeError, ServiceError, UsageError
@@ -32,7 +33,7 @@ from ipe_events.events.codec import decode, encode
 from ipe_events.events.command import Command
 from ipe_events.events.ids import ChangeId
 from ipe_events.events.refs import ResourceRef
-from ipe_events.kube.decode import Item, ListMeta, ListSplitter, Meta
+from ipe_events.kube.decode import Item, ListMeta, ListSplitter, Meta, head_of
 from ipe_events.kube.discovery import ApiResource, Discovery
 from ipe_events.kube.selection import Selection
 from ipe_events.kube.session import KubeSession
@@ -44,6 +45,8 @@ SNAPSHOT_END = "dev.ipe.snapshot.end.v1"
 
 METRICS = {"pods": "pods", "nodes": "nodes"}
 _PUBLISH_BATCH = 64
+_HEAD_BYTES = 16 << 10
+"""Room for headers in a message of the largest size."""
 _STATUS_OF = {400: 400, 403: 403, 404: 404, 422: 400}
 
 
@@ -172,6 +175,10 @@ class AgentServices:
             self._check_namespace(_caller(request), resource.ref, asked.namespace)
         with self._translated():
             answer = await self._session.request("GET", resource.path(asked.namespace, asked.name))
+            selection = self._selection(_caller(request), resource.ref)
+            head = head_of(answer.body, f"{self._cluster}: {resource.ref}", selection.wants)
+        if not selection.everything and not selection.matches(head.metadata, answer.body):
+            raise ServiceError(f"{asked.name!r} is not among the {resource.ref} that are collected", code=404)
         return Reply(bytes(self._redactor.redact(resource.ref, answer.body)))
 
     async def _list(self, request: Request) -> AsyncIterator[Reply]:
@@ -186,7 +193,7 @@ class AgentServices:
                 if isinstance(entry, ListMeta):
                     yield _page(page, entry.resourceVersion)
                     return
-                body = self._fitting(resource, entry)
+                body = self._shown(resource, entry, self._limits.bytes)
                 if page and (len(page) >= self._limits.rows or size + len(body) > self._limits.bytes):
                     yield _page(page, "")
                     page, size = [], 0
@@ -244,7 +251,7 @@ class AgentServices:
         with self._translated():
             answer = await self._session.json("GET", f"/apis/metrics.k8s.io/v1beta1/{namespace}{METRICS[asked.resource]}")
         seen = self._selection(caller, resource.ref, namespaces_only=True)
-        items = [item for item in answer.get("items") or () if _in_namespaces(seen, item)]
+        items = [self._redactor.redact_object(item) for item in answer.get("items") or () if _in_namespaces(seen, item)]
         return Reply(orjson.dumps({"items": items, "version": 1}))
 
     async def _whoami(self, request: Request) -> Reply:
@@ -322,31 +329,29 @@ class AgentServices:
                 return
             params["continue"] = meta.continue_
 
-    def _fitting(self, resource: ApiResource, item: Item) -> bytes:
-        """The redacted object; a stub that says so when it is larger than a page."""
-        body = bytes(self._redactor.redact(resource.ref, item.body))
-        if len(body) <= self._limits.bytes:
+    def _shown(self, resource: ApiResource, item: Item, limit: int) -> bytes:
+        """The redacted object; a stub that says why when it cannot be examined or has more than ``limit`` bytes.
+
+        One such object must not keep all others from whoever asks.
+        """
+        try:
+            body = bytes(self._redactor.redact(resource.ref, item.body))
+        except RedactionError as error:
+            return _stub(resource, item.head.metadata, {"error": error.message})
+        if len(body) <= limit:
             return body
-        meta = item.head.metadata
-        return orjson.dumps(
-            {
-                "kind": resource.kind,
-                "apiVersion": resource.api_version,
-                "metadata": {
-                    key: getattr(meta, key) for key in ("name", "namespace", "uid", "resourceVersion") if getattr(meta, key)
-                },
-                "ipeStub": {"bytes": len(body), "limit": self._limits.bytes},
-            }
-        )
+        return _stub(resource, item.head.metadata, {"bytes": len(body), "limit": limit})
 
     async def _publish_item(self, subject: str, request: str, resource: ApiResource, item: Item) -> None:
         meta, ref = item.head.metadata, resource.ref
         change = ChangeId(
             self._view.cluster_uid(), self._view.epoch(), ref.group, ref.resource, meta.uid, meta.resourceVersion, "added"
         )
-        headers = self._headers(str(change), "dev.ipe.k8s.added.v1") | {"ce-kind": resource.kind, "ce-name": meta.name}
-        body = bytes(self._redactor.redact(ref, item.body))
-        await self._bus.publish(subject, body, id=f"{request}/{change}", headers=headers, timeout=30)
+        identity = percent_encode(str(change))
+        headers = self._headers(identity, "dev.ipe.k8s.added.v1")
+        headers |= {"ce-kind": percent_encode(resource.kind), "ce-name": percent_encode(meta.name)}
+        body = self._shown(resource, item, self._bus.max_payload - _HEAD_BYTES)
+        await self._bus.publish(subject, body, id=f"{request}/{identity}", headers=headers, timeout=30)
 
     def _headers(self, identity: str, kind: str) -> dict[str, str]:
         return {
@@ -374,6 +379,13 @@ class _Translated:
         if isinstance(error, KubeError):
             code = 503 if error.retryable else _STATUS_OF.get(error.status, 502)
             raise ServiceError(self._redactor.redact_text(error.message), code=code) from error
+
+
+def _stub(resource: ApiResource, meta: Meta, why: Mapping[str, Any]) -> bytes:
+    """An object's identity in place of the object."""
+    names = ("name", "namespace", "uid", "resourceVersion")
+    metadata = {name: getattr(meta, name) for name in names if getattr(meta, name)}
+    return orjson.dumps({"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata, "ipeStub": why})
 
 
 def _caller(request: Request) -> str:

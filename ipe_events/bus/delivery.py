@@ -164,8 +164,9 @@ class Delivery:
         self._write(b"+TERM " + reason.encode() if reason else b"+TERM")
 
     def in_progress(self) -> None:
-        """Still at work: the time to acknowledge starts anew."""
-        self._write(b"+WPI")
+        """Still at work: the time to acknowledge starts anew. Without a connection it is not said: it would only pile up."""
+        if self._settler.bus.connected:
+            self._write(b"+WPI")
 
     def _write(self, body: bytes) -> None:
         self._settler.bus.client.write(b"PUB %b %d\r\n%b\r\n" % (self._reply, len(body), body))

@@ -37,6 +37,7 @@ QUEUE_GROUP = "q"
 """Queue group in which instances of one service share the requests; NATS micro's default."""
 
 _BACKLOG = 1024
+_BACKLOG_BYTES = 64 << 20
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SEMVER = re.compile(r"\d+\.\d+\.\d+([-+].+)?")
 
@@ -102,6 +103,7 @@ class _Running:
         self._bus = bus
         self.endpoint = endpoint
         self._waiting: deque[Request] = deque()
+        self._waiting_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.requests = 0
         self.errors = 0
@@ -115,10 +117,11 @@ class _Running:
         request = Request(subject.decode(), reply.decode(), head, body)
         if len(self._tasks) < self.endpoint.concurrency:
             self._spawn(request)
-        elif len(self._waiting) < _BACKLOG:
+        elif len(self._waiting) < _BACKLOG and self._waiting_bytes + len(body) <= _BACKLOG_BYTES:
+            self._waiting_bytes += len(body)
             self._waiting.append(request)
         else:
-            self._refuse(request, ServiceError(f"{_BACKLOG} requests wait already; ask again later", code=503))
+            self._refuse(request, ServiceError(f"{len(self._waiting)} requests wait already; ask again later", code=503))
 
     @property
     def running(self) -> int:
@@ -138,7 +141,9 @@ class _Running:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if self._waiting:
-            self._spawn(self._waiting.popleft())
+            request = self._waiting.popleft()
+            self._waiting_bytes -= len(request.body)
+            self._spawn(request)
 
     async def _run(self, request: Request) -> None:
         loop = asyncio.get_running_loop()
@@ -185,7 +190,8 @@ class _Running:
 
     def _refuse(self, request: Request, error: ServiceError) -> None:
         self.errors += 1
-        text = " ".join(str(error).split())
+        # what an error quotes may be anything; a header takes neither NUL nor half a surrogate pair
+        text = " ".join(str(error).replace("\0", " ").split()).encode(errors="replace").decode()
         self.last_error = f"{error.code}:{text}"
         self._send(request, Reply(headers={"Nats-Service-Error": text[:1024], "Nats-Service-Error-Code": str(error.code)}))
 

@@ -86,6 +86,18 @@ def _decoder(meta: type[Meta]) -> Callable[[Body], Head]:
     return cast(Callable[[Body], Head], msgspec.json.Decoder(shape).decode)
 
 
+def head_of(body: Body, where: str, wants: Wants = PLAIN) -> Head:
+    """What we read of one object.
+
+    Raises:
+        KubeError: it is none.
+    """
+    try:
+        return _DECODE[wants](body)
+    except _FAILURES as error:
+        raise KubeError(f"the answer is no object: {error}", where=where) from error
+
+
 WatchEvent = tuple[str, Head, Body, bool]
 """One line of a watch: its type as the API writes it, the object's head, its bytes, and whether they lie in the last chunk
 entirely (a plain tuple: one is made for every event)."""
