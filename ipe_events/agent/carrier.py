@@ -9,28 +9,25 @@ the message acknowledged.
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Protocol
-
-import orjson
+from typing import Any
 
 from ipe_events.agent.claims import Claim, Claimed, Claims
-from ipe_events.agent.guardrails import Facts, Refusal, Rules, after_read, before_read, labels_of, precondition
+from ipe_events.agent.guardrails import Refusal, Rules, precondition
 from ipe_events.agent.history import Chains, Writes
-from ipe_events.agent.job import Job, Postponed, outcome_id
+from ipe_events.agent.job import Job, Postponed
+from ipe_events.agent.judge import Accepted, Judge, Target
 from ipe_events.agent.ledger import LedgerKeeper
 from ipe_events.agent.outcomes import Outcomes
+from ipe_events.agent.wording import Redacts, Wording
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.kv import KeyValue
 from ipe_events.clock import SYSTEM, Clock
-from ipe_events.errors import IpeError, KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeThrottled, SchemaError
-from ipe_events.events.codec import decode
-from ipe_events.events.command import Command, Create
-from ipe_events.events.freeze import FREEZE_KEY, FreezeState
+from ipe_events.errors import IpeError, KubeConflict, KubeError, KubeInvalid, KubeNotFound, KubeThrottled
+from ipe_events.events.command import Create
 from ipe_events.events.ids import derived_id
 from ipe_events.events.outcome import Outcome, Status
-from ipe_events.events.refs import ResourceRef
 from ipe_events.kube import write
 from ipe_events.kube.discovery import ApiResource, Discovery
 from ipe_events.kube.session import KubeSession
@@ -42,48 +39,10 @@ log = get_logger(__name__)
 JsonObject = dict[str, Any]
 
 FREEZE_BUCKET = "ipe_freeze"
-FRESH_SECONDS = 0.5
-"""How old the look at the freezes may be when the write starts."""
-MAX_RESULT = 256 << 10
-"""Bytes of a dry run's result in an outcome; a larger one is left out, and that is said."""
 _TRIES = 3
 _LEAST_TIME = 0.5
 _UNREADABLE = timedelta(minutes=10)
 """How long after its expiry a claimed command waits for an API server that could tell what became of it."""
-
-
-class Redacts(Protocol):
-    """What the carrier needs of the redactor."""
-
-    def redact_object(self, obj: JsonObject) -> JsonObject:
-        """A copy fit for the bus."""
-        ...
-
-    def redact_text(self, text: str) -> str:
-        """The text without what must not cross the bus."""
-        ...
-
-
-@dataclass(slots=True)
-class Target:
-    """What is known of a command's target: its resource, and the object as it was read (None: it does not exist)."""
-
-    resource: ApiResource
-    seen: JsonObject | None
-
-    @property
-    def uid(self) -> str:
-        """Of the object; empty when there is none."""
-        return str(self.seen["metadata"].get("uid", "")) if self.seen else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A command that passed: its target, what it was judged by, and the monotonic second of the look at the freezes."""
-
-    target: Target
-    facts: Facts
-    looked: float
 
 
 class Carrier:
@@ -128,13 +87,10 @@ class Carrier:
     ) -> None:
         self._cluster = cluster
         self._agent = agent
-        self._rules = rules
         self._session = session
-        self._discovery = discovery
         self.outcomes = Outcomes(cluster, agent, bus, claims, clock)
         self._claims = claims
         self._ledger = ledger
-        self._freezes = freezes
         self._redactor = redactor
         self._write_seconds = write_seconds
         self._no_lease = no_lease
@@ -143,7 +99,20 @@ class Carrier:
         self._clock = clock
         self._chains = Chains()
         self._writes = Writes()
-        self._discovered = float("-inf")
+        self._wording = Wording(agent, self._chains, redactor, clock)
+        self._judge = Judge(
+            rules=rules,
+            session=session,
+            discovery=discovery,
+            ledger=ledger,
+            freezes=freezes,
+            redactor=redactor,
+            chains=self._chains,
+            writes=self._writes,
+            wording=self._wording,
+            timeout=timeout,
+            clock=clock,
+        )
 
     async def carry(self, job: Job) -> None:
         """Carry one command to its outcome; on return the message may be acknowledged.
@@ -152,7 +121,7 @@ class Carrier:
             Postponed: nothing has happened yet.
             BusError: the outcome may not be on the bus yet; the claim remembers it.
         """
-        verdict = await self._judge(job)
+        verdict = await self._judge.judge(job)
         if isinstance(verdict, Outcome):
             await self._conclude(job, verdict)
         else:
@@ -166,121 +135,15 @@ class Carrier:
             Postponed: it cannot be told now.
         """
         dry = replace(job, command=job.command.model_copy(update={"dry_run": True}))
-        verdict = await self._judge(dry)
+        verdict = await self._judge.judge(dry)
         assert isinstance(verdict, Outcome), "a dry run ends in an outcome"
         return verdict
-
-    async def _judge(self, job: Job) -> Outcome | Accepted:
-        """The outcome of a command that is not to be written, or what is needed to write it."""
-        command = job.command
-        looked = self._clock.monotonic()
-        known = Facts(now=self._clock.now(), freezes=await self._read_freezes(), hops=self._chains.hops(command))
-        refusal = before_read(command, job.addressee, self._rules, known)
-        if refusal is not None:
-            return self._refused(job, refusal)
-        try:
-            target = await self._look(command)
-        except KubeError as error:
-            if error.retryable:
-                raise Postponed(f"the API server cannot be asked: {error}") from error
-            return self._failed(job, error)
-        population = await self._population(job, target)
-        owners = await self._ledger.owners(command, known.now)
-        facts = replace(
-            known,
-            now=self._clock.now(),
-            seen=target.seen,
-            usage=self._writes.usage(command.handler, command.target, self._clock.monotonic(), population),
-            owners=owners,
-        )
-        refusal = after_read(command, self._rules, facts)
-        if refusal is not None:
-            observed = refusal.guardrail in ("mode", "read-only")
-            return await self._would_have(job, target, refusal) if observed else self._refused(job, refusal)
-        if command.dry_run:
-            return await self._dry_run(job, target)
-        return Accepted(target, facts, looked)
 
     def recall(self, outcome: Outcome, age: float) -> None:
         """Count an outcome of this cluster that was published ``age`` seconds ago, by this agent or the one before."""
         if outcome.status in (Status.APPLIED, Status.UNKNOWN) and outcome.object_ref is not None:
             self._writes.add(outcome.handler, outcome.object_ref, self._clock.monotonic() - age)
             self._chains.wrote(outcome.uid, outcome.resource_version, outcome.hops)
-
-    # --- looking -------------------------------------------------------------------------------------------------------------
-
-    async def _read_freezes(self) -> FreezeState:
-        entry = await self._freezes.get(FREEZE_KEY)
-        if entry is None:
-            return FreezeState()
-        try:
-            return decode(FreezeState, entry.value)
-        except SchemaError as error:
-            # who cannot read the stop sign stops
-            raise Postponed(f"the freeze state cannot be read: {error}", delay=5.0) from error
-
-    async def _resource(self, command: Command) -> ApiResource:
-        ref = ResourceRef(group=command.target.group, resource=command.target.resource)
-        if self._discovery.find(ref) is None and self._clock.monotonic() - self._discovered > 10:
-            self._discovered = self._clock.monotonic()
-            await self._discovery.load(self._session)
-        return write.in_version(self._discovery.resource(ref), command.target.version)
-
-    async def _look(self, command: Command) -> Target:
-        resource = await self._resource(command)
-        if resource.namespaced != bool(command.target.namespace):
-            scope = "needs a namespace" if resource.namespaced else "is cluster-scoped"
-            raise KubeInvalid(f"{resource.ref} {scope}, the target's namespace is {command.target.namespace!r}")
-        if isinstance(command.action, Create):
-            return Target(resource, None)
-        target = command.target
-        return Target(resource, await write.read(self._session, resource, target.namespace, target.name, timeout=self._timeout))
-
-    async def _population(self, job: Job, target: Target) -> int | None:
-        """How many objects of the resource the namespace holds; asked only when a grant limits the share."""
-        command = job.command
-        labels = labels_of(command, target.seen)
-        grant = self._rules.grants.decide(command.handler, command.action.verb, command.target, labels).grant
-        if grant is None or grant.limits.namespace_share >= 1:
-            return None
-        try:
-            page = await self._session.json(
-                "GET", target.resource.path(command.target.namespace), params={"limit": "1"}, timeout=self._timeout
-            )
-        except KubeError as error:
-            raise Postponed(f"the namespace's objects cannot be counted: {error}", delay=5.0) from error
-        remaining = (page.get("metadata") or {}).get("remainingItemCount") or 0
-        return len(page.get("items") or ()) + int(remaining)
-
-    # --- dry runs ------------------------------------------------------------------------------------------------------------
-
-    async def _dry_run(self, job: Job, target: Target) -> Outcome:
-        try:
-            request = write.build(job.command, target.resource, target.seen, dry_run=True)
-            written = await write.send(self._session, request, timeout=self._timeout)
-        except KubeError as error:
-            return self._failed(job, error)
-        result, note = self._result(written.object)
-        return self._outcome(job, Status.DRY_RUN, uid=written.uid, message=note, result=result)
-
-    async def _would_have(self, job: Job, target: Target, refusal: Refusal) -> Outcome:
-        """The refusal of a command that is only observed, with what it would have done as far as the API server tells."""
-        command, labels = job.command, labels_of(job.command, target.seen)
-        matching = self._rules.grants.decide(command.handler, command.action.verb, command.target, labels).matching
-        if precondition(command, target.seen) is not None or self._rules.protected.why(command.target, labels, matching):
-            return self._refused(job, refusal)
-        tried = await self._dry_run(job, target)
-        note = f"{refusal.message}; dry run: {tried.message or 'it would succeed'}"
-        return self._refused(job, Refusal(refusal.guardrail, note), tried.result)
-
-    def _result(self, obj: JsonObject) -> tuple[JsonObject | None, str]:
-        shown = self._redactor.redact_object(obj)
-        if isinstance(shown.get("metadata"), dict):
-            shown["metadata"] = {key: value for key, value in shown["metadata"].items() if key != "managedFields"}
-        size = len(orjson.dumps(shown))
-        if size > MAX_RESULT:
-            return None, f"the result has {size} bytes and is left out"
-        return shown, ""
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
@@ -290,7 +153,7 @@ class Carrier:
             why = self._no_lease()
             if not why:
                 raise Postponed("this agent does not hold the cluster's Lease")
-            await self._conclude(job, self._refused(job, Refusal("lease", why)))
+            await self._conclude(job, self._wording.refused(job, Refusal("lease", why)))
             return
         claim = Claim(
             command=command.id,
@@ -307,7 +170,7 @@ class Carrier:
             return
         try:
             replaced = await self._ledger.enter(command, facts.now)
-            refusal = await self._last_look(job, accepted.looked)
+            refusal = await self._judge.last_look(job, accepted)
         except IpeError:
             # nothing was written: whoever gets the message next may begin anew
             await self._claims.drop(command.handler, claim, revision)
@@ -317,22 +180,12 @@ class Carrier:
             await self._claims.drop(command.handler, claim, revision)
             raise Postponed("this agent lost the cluster's Lease before it wrote")
         if refusal is not None:
-            outcome = self._refused(job, refusal)
+            outcome = self._wording.refused(job, refusal)
         else:
             outcome = await self._write(job, target, claim)
         if outcome.status in (Status.FAILED, Status.REFUSED, Status.EXPIRED):
             await self._ledger.withdraw(command, facts.now, replaced)
         await self._finish(job, outcome, claim, revision)
-
-    async def _last_look(self, job: Job, looked: float) -> Refusal | None:
-        """Freezes and expiry once more, when the first look is too long ago."""
-        if self._clock.monotonic() - looked <= FRESH_SECONDS:
-            return None
-        try:
-            freezes = await self._read_freezes()
-        except Postponed as error:
-            return Refusal("freeze", str(error))
-        return before_read(job.command, job.addressee, self._rules, Facts(now=self._clock.now(), freezes=freezes))
 
     async def _write(self, job: Job, target: Target, claim: Claim) -> Outcome:
         """Send the write; repeated only after an answer that says it was not carried out."""
@@ -340,7 +193,7 @@ class Carrier:
         for attempt in range(1, _TRIES + 1):
             timeout = min(self._timeout, self._write_seconds())
             if timeout < _LEAST_TIME or command.expired(self._clock.now()):
-                return self._outcome(job, Status.EXPIRED, message="it could not be written in time")
+                return self._wording.outcome(job, Status.EXPIRED, message="it could not be written in time")
             try:
                 request = write.build(command, target.resource, target.seen, dry_run=False)
                 written = await write.send(self._session, request, timeout=timeout)
@@ -352,7 +205,9 @@ class Carrier:
                     return retry
                 continue
             self._remember(job, written.uid or target.uid, written.resource_version)
-            return self._outcome(job, Status.APPLIED, uid=written.uid or target.uid, resource_version=written.resource_version)
+            return self._wording.outcome(
+                job, Status.APPLIED, uid=written.uid or target.uid, resource_version=written.resource_version
+            )
         raise AssertionError("unreachable")  # the last attempt returns
 
     async def _may_retry(self, job: Job, target: Target, error: KubeError, *, last: bool) -> Outcome | None:
@@ -362,17 +217,17 @@ class Carrier:
             await asyncio.sleep(min(error.retry_after, 2.0))
             return None
         if not isinstance(error, KubeConflict | KubeInvalid | KubeNotFound) or isinstance(command.action, Create):
-            return self._failed(job, error)
+            return self._wording.failed(job, error)
         before = target.seen
         try:
             target.seen = await write.read(
                 self._session, target.resource, command.target.namespace, command.target.name, timeout=self._timeout
             )
         except KubeError:
-            return self._failed(job, error)
+            return self._wording.failed(job, error)
         refusal = precondition(command, target.seen)
         if refusal is not None:
-            return self._outcome(
+            return self._wording.outcome(
                 job,
                 Status.REFUSED,
                 guardrail=refusal.guardrail,
@@ -381,7 +236,7 @@ class Carrier:
             )
         same = before is not None and target.seen is not None and _version(before) == _version(target.seen)
         if last or same or target.uid != (before or {}).get("metadata", {}).get("uid", ""):
-            return self._failed(job, error)
+            return self._wording.failed(job, error)
         return None
 
     async def _read_back(self, job: Job, resource: ApiResource, claim: Claim, error: KubeError | None) -> Outcome:
@@ -401,7 +256,7 @@ class Carrier:
         except KubeError as failure:
             if failure.retryable and self._clock.now() < command.expires + _UNREADABLE:
                 raise Postponed(f"it cannot be read back: {failure}", delay=2.0) from failure
-            return self._outcome(
+            return self._wording.outcome(
                 job,
                 Status.UNKNOWN,
                 message=f"{why}; it cannot be read back: {self._redactor.redact_text(failure.message)}",
@@ -411,7 +266,7 @@ class Carrier:
         status = Status.APPLIED if found.applied else Status.UNKNOWN
         if found.applied:
             self._remember(job, found.uid, found.resource_version)
-        return self._outcome(
+        return self._wording.outcome(
             job, status, uid=found.uid, resource_version=found.resource_version, message=f"{why}; {found.evidence}"
         )
 
@@ -422,10 +277,6 @@ class Carrier:
             self._on_written(uid, resource_version, hops, job.command.id, job.trace)
 
     # --- answering -----------------------------------------------------------------------------------------------------------
-
-    def _refused(self, job: Job, refusal: Refusal, result: JsonObject | None = None) -> Outcome:
-        status = Status.EXPIRED if refusal.guardrail == "expiry" and job.command.expired(self._clock.now()) else Status.REFUSED
-        return self._outcome(job, status, guardrail=refusal.guardrail, message=refusal.message, result=result)
 
     async def _conclude(self, job: Job, outcome: Outcome) -> None:
         """Answer a command that was not claimed, unless it has been answered before."""
@@ -455,7 +306,7 @@ class Carrier:
         """A command that has a record: answer as the record says, or find out what became of it."""
         claim, revision = found.claim, found.revision
         if claim.digest != job.digest:
-            outcome = self._refused(job, Refusal("replay", f"the id {job.command.id!r} belongs to another command"))
+            outcome = self._wording.refused(job, Refusal("replay", f"the id {job.command.id!r} belongs to another command"))
             twin = outcome.model_copy(update={"id": derived_id("outcome", job.digest, outcome.id)})
             log.warning("command reuses an id", cluster=self._cluster, handler=job.addressee.handler, command=job.command.id)
             await self.outcomes.publish(twin, job.trace)
@@ -465,7 +316,7 @@ class Carrier:
             return
         if claim.outcome is None:
             try:
-                resource = await self._resource(job.command)
+                resource = await self._judge.resource(job.command)
             except KubeError as error:
                 raise Postponed(f"it cannot be read back: {error}", delay=2.0) from error
             await self._finish(job, await self._read_back(job, resource, claim, None), claim, revision)
@@ -473,29 +324,6 @@ class Carrier:
         if not await self.outcomes.is_published(claim.outcome, claim.time):
             await self.outcomes.publish(claim.outcome, job.trace)
         await self._claims.update(job.addressee.handler, claim.model_copy(update={"published": True}), revision)
-
-    def _failed(self, job: Job, error: KubeError) -> Outcome:
-        return self._outcome(
-            job, Status.FAILED, message=self._redactor.redact_text(error.message), reason=error.reason or type(error).__name__
-        )
-
-    def _outcome(self, job: Job, status: Status, *, message: str = "", **fields: Any) -> Outcome:
-        command, addressee = job.command, job.addressee
-        return Outcome(
-            id=outcome_id(addressee, command.id),
-            command=command.id,
-            handler=addressee.handler,
-            cluster=addressee.cluster,
-            verb=addressee.verb,
-            agent=self._agent,
-            status=status,
-            message=message[:4_000],
-            object_ref=command.target,
-            cause=command.id,
-            hops=self._chains.hops(command),
-            time=self._clock.now(),
-            **fields,
-        )
 
 
 def _version(obj: JsonObject) -> str:
