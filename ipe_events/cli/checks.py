@@ -164,7 +164,8 @@ async def _agents(bus: "Bus") -> list[Finding]:
         if cluster.state == "silent":
             found.append(Finding(check, "failed", f"silent for {ago(cluster.age)}", "start it again, or look at its log"))
         elif cluster.state == "disconnected":
-            found.append(Finding(check, "failed", "lives, but its API server does not answer", "look at the agent's log"))
+            detail = f"disconnected {ago(cluster.age)} ago: its agent was stopped, or its API server does not answer"
+            found.append(Finding(check, "failed", detail, "start the agent again, or look at its log"))
         else:
             found.append(
                 Finding(check, "ok", f"{cluster.state}, seen {ago(cluster.age)} ago, {cluster.watched} resources watched")
@@ -203,6 +204,9 @@ async def _handlers(bus: "Bus") -> list[Finding]:
 def _needs(declared: "HandlerDeclaration", served: "list[Cluster]") -> list[Finding]:
     """Whether what a handler asks for is collected where it wants it."""
     check, found = f"handler {declared.handler}", []
+    if declared.resources and not served:
+        detail = f"no agent serves a cluster that it wants ({', '.join(declared.clusters) or 'any'})"
+        return [Finding(check, "failed", detail, "start one with `ipe agent run`, or correct `clusters=` of the handler")]
     for resource in declared.resources:
         if any(resource in one.status.resources and resource not in one.troubles for one in served):
             continue

@@ -199,7 +199,10 @@ async def test_doctor_finds_nothing_wrong_on_a_healthy_bus(told, ipe):
 async def test_doctor_names_each_trouble_with_a_fix(told, ipe):
     await put_status(told, "prod-eu", state="connected", resources={"pods": "refused: pods is forbidden"})
     await put_status(told, "prod-us", age=600)
+    await put_status(told, "prod-as", state="disconnected")
     handlers = await told.kv("ipe_handlers")
+    elsewhere = HandlerDeclaration(handler="elsewhere", resources=("pods",), clusters=("lab-*",), time=NOW)
+    await handlers.put("elsewhere", elsewhere.model_dump_json().encode())
     declared = HandlerDeclaration(handler="sleepy", resources=("cronjobs.batch",), time=NOW)
     await handlers.put("sleepy", declared.model_dump_json().encode())
     await told.publish(DLQ.format(handler="sleepy"), b"x", id="dead")
@@ -207,7 +210,12 @@ async def test_doctor_names_each_trouble_with_a_fix(told, ipe):
     done = await ipe("doctor", "-o", "json")
     assert done.code == 1
     troubles = {item["check"]: item for item in done.items if item["status"] != "ok"}
-    assert set(troubles) == {"streams and buckets", "agent of prod-eu", "agent of prod-us", "handler sleepy", "dead letters"}
+    assert set(troubles) == {
+        "streams and buckets", "agent of prod-eu", "agent of prod-us", "agent of prod-as", "handler sleepy", "handler elsewhere",
+        "dead letters",
+    }  # fmt: skip
+    assert "its agent was stopped, or" in troubles["agent of prod-as"]["detail"]
+    assert "no agent serves a cluster that it wants (lab-*)" in troubles["handler elsewhere"]["detail"]
     assert all(item["fix"] for item in troubles.values())
     assert "cronjobs.batch" in troubles["handler sleepy"]["detail"]
     text = await ipe("doctor")
