@@ -11,10 +11,19 @@ from ipe_events.errors import BusTimeout
 _PATIENCE_SECONDS = 30.0
 
 
+async def streams_of(bus: Bus, subjects: str) -> list[str]:
+    """The names of the streams that keep some of these subjects.
+
+    Raises:
+        BusError: the server does not say.
+    """
+    return [str(name) for name in (await bus.js_api("STREAM.NAMES", {"subject": subjects})).get("streams") or ()]
+
+
 async def stream_of(bus: Bus, subjects: str) -> str:
     """The name of the stream that keeps these subjects; empty when none does."""
-    names = (await bus.js_api("STREAM.NAMES", {"subject": subjects})).get("streams") or [""]
-    return str(names[0])
+    names = await streams_of(bus, subjects)
+    return names[0] if names else ""
 
 
 async def tail(bus: Bus, stream: str, subjects: str, *, start: int) -> AsyncGenerator[Delivery, None]:

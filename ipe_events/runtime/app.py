@@ -20,7 +20,7 @@ from ipe_events.declaration import Declared, Service, Subscription, Timer
 from ipe_events.errors import BusError, UsageError
 from ipe_events.events.cluster import Gap
 from ipe_events.runtime.announce import announce, missing_resources
-from ipe_events.runtime.consumption import Consumption
+from ipe_events.runtime.consumption import Consumption, located
 from ipe_events.runtime.filters import divide
 from ipe_events.runtime.inject import Injector
 from ipe_events.runtime.loading import SnapshotLoader
@@ -149,7 +149,7 @@ class HandlerApp:
     # --- parts -----------------------------------------------------------------------------------------------------------
 
     async def _subscribe(self, declared: Subscription, bound: Any, outbox: Outbox) -> None:
-        filters = divide(declared)
+        filters = await located(self.bus, divide(declared))
         log.info("handler subscribes", handler=declared.id, **filters.describe(), start=str(declared.start))
         subscriber = Subscriber(declared, filters, bound, outbox, on_settled=self._on_settled)
         subscriber.on_pause = lambda paused, error: self._paused(subscriber, outbox, error, paused=paused)

@@ -7,12 +7,16 @@ full and lets it go on at half, probes a paused handler, and keeps the gauges.
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.consumer import Consumer, ConsumerEvent, ConsumerSpec
 from ipe_events.bus.consumer import Start as ConsumerStart
+from ipe_events.bus.tail import streams_of
+from ipe_events.bus.topology import CHANGES
 from ipe_events.declaration import Start
 from ipe_events.errors import BusNotFound, BusPermissionDenied
+from ipe_events.runtime.filters import Filters
 from ipe_events.runtime.subscriber import CAPACITY, Subscriber
 from ipe_events.telemetry.log import get_logger
 
@@ -155,6 +159,26 @@ class Consumption:
             self._probe_at = 0.0
             log.info("probing a paused handler", handler=self.subscriber.declared.id)
             self.subscriber.lanes.probe()
+
+
+async def located(bus: Bus, filters: Filters) -> Filters:
+    """The filters on the streams that keep what they match: a big fleet's changes lie in several, ``IPE_K8S_<shard>``.
+
+    Streams of other names that copy our subjects are left alone. A shard made later is found at the next start.
+
+    Raises:
+        BusError: the server does not say which streams there are.
+    """
+    streams: dict[str, tuple[str, ...]] = {name: patterns for name, patterns in filters.streams.items() if name != CHANGES}
+    for pattern in filters.streams.get(CHANGES, ()):
+        try:
+            names = await streams_of(bus, pattern)
+        except BusPermissionDenied:
+            return filters
+        kept = [name for name in names if name == CHANGES or name.startswith(f"{CHANGES}_")]
+        for name in kept or [CHANGES]:  # a stream that is missing is said when its consumer is made
+            streams[name] = (*streams.get(name, ()), pattern)
+    return replace(filters, streams=streams)
 
 
 def consumer_start(start: Start) -> ConsumerStart:
