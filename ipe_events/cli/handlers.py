@@ -16,7 +16,7 @@ import click
 
 from ipe_events.cli.common import Session, common_options, output_options, pass_session, run
 from ipe_events.cli.printers import Column, Table, print_items
-from ipe_events.errors import ConfigError, UsageError
+from ipe_events.errors import ConfigError, SchemaError, UsageError
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -225,7 +225,13 @@ async def _list(session: Session) -> None:
         bucket = await bus.kv(HANDLERS_BUCKET)
         consumers = await _consumers_of_handlers(bus)
         async for entry in bucket.entries():
-            found: Any = decode(HandlerDeclaration, entry.value)
+            try:
+                found = decode(HandlerDeclaration, entry.value)
+            except SchemaError as error:
+                session.note(
+                    f"warning: the declaration under key {entry.key} of bucket {HANDLERS_BUCKET} cannot be read: {error}"
+                )
+                continue
             mine = [info for _, info in consumers.get(found.handler, ())]
             state = ("reading" if any(info.get("num_waiting") for info in mine) else "silent") if mine else ""
             behind = sum(int(info["num_pending"]) + int(info["num_ack_pending"]) for info in mine) if mine else None

@@ -1,6 +1,9 @@
 """What an operator sees of handlers, and how one that is gone for good is forgotten."""
 
 from ipe_events.bus import topology
+from ipe_events.clock import SYSTEM
+from ipe_events.events.codec import encode
+from ipe_events.events.registry import HandlerDeclaration
 from tests.helpers import eventually
 
 TEXT = """
@@ -12,6 +15,19 @@ async def seen(event: Change) -> None: ...
 @every("1h")
 async def tick() -> None: ...
 """
+
+
+async def test_a_declaration_that_cannot_be_read_hides_no_other(bus, ipe):
+    await topology.ensure(bus)
+    handlers = await bus.kv("ipe_handlers")
+    good = HandlerDeclaration(handler="good", time=SYSTEM.now())
+    await handlers.put("bad", b'{"handler": "a", "handler": "b"}')
+    await handlers.put("good", encode(good))
+    done = await ipe("handlers", "list", "-o", "json")
+    assert done.code == 0
+    assert "good" in {item["name"] for item in done.items}
+    assert "key bad of bucket ipe_handlers cannot be read" in done.err
+    assert 'key "handler" occurs twice' in done.err
 
 
 async def test_a_handler_reads_falls_silent_and_is_forgotten(bus, ipe, tmp_path):
