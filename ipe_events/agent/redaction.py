@@ -37,6 +37,15 @@ _VALUE = re.compile(
 )
 _QUOTED = re.compile(r"\"((?:[^\"\\]|\\.)*)\"")
 _PLAIN_NAME = re.compile(r"[a-z0-9]([-a-z0-9._:/]*[a-z0-9])?|[A-Za-z][A-Za-z0-9]*")
+_NAMED = re.compile(
+    r"(?:^|\bfulfilled on )[A-Za-z][\w.-]* $"
+    r"|\b(?:[Uu]ser|[Gg]roup|(?:[Ss]ub)?[Rr]esource|[Nn]amespace|[Kk]ind|[Vv]ersion|[Ff]ield|[Ww]ebhook|[Pp]olicy) $"
+    r"|\bconflict with $"
+)
+"""What stands before a quoted name in the API server's own sentences: ``pods "web"``, ``User "…"``, ``conflict with "…"``."""
+_DUMP = re.compile(r"(?s)\{.*\}|\{.*")
+_DENIED = re.compile(r"(?s)\bdenied\b.*")
+_ANY_QUOTED = re.compile(r"(?<!\w)'[^']*'(?!\w)|`[^`]*`")
 _TOKEN = re.compile(r"(?:eyJ[\w-]+\.[\w-]+\.[\w-]*)|(?:\b[A-Za-z0-9+/_]{32,}={0,2})")
 _LAST_APPLIED_TEXT = re.compile(rf"(?s){LAST_APPLIED}.*")
 
@@ -144,12 +153,19 @@ class Redactor:
     def redact_text(self, text: str) -> str:
         """A message of the API server without the values that it quotes: they can be anything a user wrote.
 
-        Names, kinds and field paths stay readable.
+        Names, kinds and field paths stay readable. A quoted text is kept only where the API server's own sentences name things:
+        an admission webhook may quote anything, and so do Go or JSON dumps of whole objects, which are masked as one.
         """
         text = _LAST_APPLIED_TEXT.sub(lambda match: f"{LAST_APPLIED} {self.mask(match[0])}", text)
         text = _VALUE.sub(lambda match: match[1] + self.mask(match[2]), text)
-        text = _QUOTED.sub(lambda match: match[0] if _PLAIN_NAME.fullmatch(match[1]) else self.mask(match[1]), text)
+        text = _DUMP.sub(lambda match: self.mask(match[0]), text)
+        text = _QUOTED.sub(self._quoted, text)
+        text = _DENIED.sub(lambda match: _ANY_QUOTED.sub(lambda quoted: self.mask(quoted[0]), match[0]), text)
         return _TOKEN.sub(lambda match: self.mask(match[0]), text)
+
+    def _quoted(self, match: re.Match[str]) -> str:
+        named = _PLAIN_NAME.fullmatch(match[1]) and _NAMED.search(match.string[max(0, match.start() - 300) : match.start()])
+        return match[0] if named else self.mask(match[1])
 
     def mask(self, value: Any) -> Redacted:
         """The mask of a value; equal values have equal masks."""
@@ -175,19 +191,16 @@ class Redactor:
     def _value(self, value: Any, key: str) -> Any:
         """A masked copy; ``key`` is the name under which the value stands."""
         if isinstance(value, dict):
-            if key == "managedFields" or key.startswith("f:"):
-                return value
             if key == _ANNOTATIONS:
                 return {name: self._annotation(name, each) for name, each in value.items()}
             if self.rules.env_values and "name" in value and "value" in value and key == "env":
                 value = {**value, "value": self.mask(value["value"])}
             return {
-                name: self.mask(each) if LAST_APPLIED in name and not name.startswith("f:") else self._value(each, name)
+                # `{}` is how managedFields name a field without its value
+                name: self.mask(each) if LAST_APPLIED in name and each != {} else self._value(each, name)
                 for name, each in value.items()
             }
         if isinstance(value, list):
-            if key == "managedFields":
-                return value
             return [self._value(each, key) for each in value]
         if isinstance(value, str) and not isinstance(value, Redacted) and self._text_is_suspicious(value):
             return self.mask(value)

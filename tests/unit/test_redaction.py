@@ -138,16 +138,46 @@ def test_masked_values_are_found_wherever_somebody_would_write_them() -> None:
         f'Deployment.apps "web" is invalid: spec.template: Invalid value: {{"env":"{SENTINEL}"}}: bad',
         f'admission webhook "x.y" denied: password "{SENTINEL} !" is weak',
         f'metadata.annotations[{LAST_APPLIED}]: {{"data":"{SENTINEL}"}}',
+        f'Pod "a" is invalid: spec: Forbidden: may not change fields\n core.PodSpec{{Env: {{{{Value:"{SENTINEL}"}}}}}}',
+        f'Deployment.apps "web" is invalid: spec: Invalid value: v1.Labels{{M:map[string]string{{"app":"{SENTINEL}"}}}}: no',
+        f'pods "a" is invalid: core.PodSpec{{Env: "{SENTINEL}" ... (cut',
+        f'admission webhook "pw.example" denied the request: password "{SENTINEL}" is weak',
+        f"admission webhook \"pw.example\" denied the request: password '{SENTINEL}' is weak",
+        f'admission webhook "pw.example" denied the request: `{SENTINEL}` is weak',
+        f'Internal error occurred: "{SENTINEL}" was not understood',
         "token eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl was refused",
     ],
 )
 def test_messages_of_the_api_server_quote_no_values(text: str) -> None:
     shown = DEFAULT.redact_text(text)
     assert SENTINEL not in shown
+    assert "hunter2" not in DEFAULT.redact_text(text.replace(SENTINEL, "hunter2")), "a secret may look like a name"
     assert "eyJ" not in shown
     assert "hmac:" in shown
 
 
-def test_names_in_messages_stay_readable() -> None:
-    text = 'deployments.apps "web-1" is forbidden: User "system:serviceaccount:ipe:agent" cannot patch resource "deployments"'
+@pytest.mark.parametrize(
+    "text",
+    [
+        'deployments.apps "web-1" is forbidden: User "system:serviceaccount:ipe:agent" cannot patch resource "deployments"',
+        'pods is forbidden: User "jo" cannot list resource "pods" in API group "apps" in the namespace "default"',
+        'Operation cannot be fulfilled on configmaps "web": the object has been modified',
+        'Apply failed with 1 conflict: conflict with "kubectl" using apps/v1: .spec.replicas',
+        'no matches for kind "Thing" in version "v1"',
+        'strict decoding error: unknown field "spec.replica"',
+        'namespaces "team-a" not found',
+        "metadata.name: a name must consist of lower case characters (e.g. 'example.com')",
+    ],
+)
+def test_names_in_messages_stay_readable(text: str) -> None:
     assert DEFAULT.redact_text(text) == text
+
+
+@pytest.mark.parametrize("key", ["f:spec", "managedFields"])
+def test_a_field_that_looks_like_bookkeeping_hides_nothing(key: str) -> None:
+    obj = {
+        "kind": "Thing",
+        "metadata": {},
+        "spec": {key: {"annotations": {LAST_APPLIED: SENTINEL}, f"f:{LAST_APPLIED}": SENTINEL}},
+    }
+    assert SENTINEL.encode() not in bytes(DEFAULT.redact(PODS, json.dumps(obj).encode()))
