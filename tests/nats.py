@@ -18,10 +18,9 @@ import pytest
 import pytest_asyncio
 
 from ipe_events.bus.connection import Bus, BusSettings
-from ipe_events.bus.embedded import server_binary
+from ipe_events.bus.embedded import MAX_PAYLOAD, server_binary
 from tests.helpers import free_port
 
-MAX_PAYLOAD = 8 << 20
 READY_SECONDS = 10.0
 
 

@@ -37,7 +37,7 @@ async def test_a_command_from_an_impossible_handler_is_settled_and_stops_nobody(
 
         async def settled() -> bool:
             info = await streams.js_api(f"CONSUMER.INFO.IPE_CMD.act-{escape('c1')}")
-            return info["num_ack_pending"] == 0 and info["num_pending"] == 0
+            return bool(info["num_ack_pending"] == 0 and info["num_pending"] == 0)
 
         await eventually(settled, timeout=8)
 
