@@ -58,13 +58,15 @@ async def {name}(event: Event[Change]) -> {model} | None:
 
 _TEST = '''"""Tests of {name}: in memory, and the same on a real nats-server."""
 
+from typing import Any
+
 import pytest
 from {name} import {model}, {name}
 
-from ipe_events.testing import assert_idempotent, change
+from ipe_events.testing import StartTestBus, assert_idempotent, change
 
 
-def deployment(replicas: int) -> dict:
+def deployment(replicas: int) -> dict[str, Any]:
     return {{
         "kind": "Deployment",
         "apiVersion": "apps/v1",
@@ -75,7 +77,7 @@ def deployment(replicas: int) -> dict:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("test_bus", ["memory", "nats"], indirect=True)
-async def test_{name}(test_bus) -> None:
+async def test_{name}(test_bus: StartTestBus) -> None:
     bus = await test_bus({name})
     await bus.send(change(deployment(0), cluster="prod"))
     (finding,) = bus.of({model})

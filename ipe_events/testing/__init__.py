@@ -7,19 +7,20 @@ if TYPE_CHECKING:
     from ipe_events.testing.changes import change
     from ipe_events.testing.clocks import FakeClock
     from ipe_events.testing.fake.cluster import FakeCluster
-    from ipe_events.testing.testbus import Published, Result, TestBus, assert_idempotent
+    from ipe_events.testing.testbus import Published, Result, StartTestBus, TestBus, assert_idempotent
 
 _HOMES = {
     "FakeClock": "ipe_events.testing.clocks",
     "FakeCluster": "ipe_events.testing.fake.cluster",
     "Published": "ipe_events.testing.testbus",
     "Result": "ipe_events.testing.testbus",
+    "StartTestBus": "ipe_events.testing.testbus",
     "TestBus": "ipe_events.testing.testbus",
     "assert_idempotent": "ipe_events.testing.testbus",
     "change": "ipe_events.testing.changes",
 }
 
-__all__ = ["FakeClock", "FakeCluster", "Published", "Result", "TestBus", "assert_idempotent", "change"]
+__all__ = ["FakeClock", "FakeCluster", "Published", "Result", "StartTestBus", "TestBus", "assert_idempotent", "change"]
 
 
 def __getattr__(name: str) -> Any:

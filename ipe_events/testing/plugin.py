@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ipe_events.testing.clocks import FakeClock
     from ipe_events.testing.fake.cluster import FakeCluster
-    from ipe_events.testing.testbus import TestBus
+    from ipe_events.testing.testbus import StartTestBus, TestBus
 
 MODES = ("memory", "nats")
 
@@ -41,9 +41,7 @@ except ImportError:  # pragma: no cover - a project without pytest-asyncio gets 
 else:
 
     @pytest_asyncio.fixture
-    async def test_bus(
-        request: pytest.FixtureRequest, fake_clock: FakeClock, tmp_path: Path
-    ) -> AsyncIterator[Callable[..., Any]]:
+    async def test_bus(request: pytest.FixtureRequest, fake_clock: FakeClock, tmp_path: Path) -> AsyncIterator[StartTestBus]:
         """``await test_bus(handler, …)`` gives a running ``TestBus``, in memory or (``"nats"``) on a real server of its own."""
         mode = getattr(request, "param", "memory")
         if mode not in MODES:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from ipe_events.bus.cloudevents import headers_for
 from ipe_events.bus.connection import Bus, BusSettings
@@ -36,7 +36,7 @@ from ipe_events.runtime.filters import divide
 from ipe_events.runtime.inject import Bound, Injector
 from ipe_events.runtime.outbox import Outbox, subject_of
 from ipe_events.runtime.policies import PolicyStore
-from ipe_events.runtime.services import ServiceRunner
+from ipe_events.runtime.services import Answerer
 from ipe_events.runtime.subscriber import Subscriber
 from ipe_events.runtime.timers import TimerRunner
 from ipe_events.runtime.work import Work
@@ -87,6 +87,19 @@ class Result:
     event: str
     outcome: str
     error: BaseException | None = None
+
+
+class StartTestBus(Protocol):
+    """The fixture ``test_bus``: started with handlers it gives a running ``TestBus``, closed when the test ends."""
+
+    async def __call__(
+        self,
+        *functions: Callable[..., Any],
+        clock: Clock | None = None,
+        answers: Mapping[str, Callable[[str, Any], Any]] | None = None,
+    ) -> "TestBus":
+        """Run these decorated functions; ``clock`` and ``answers`` as ``TestBus`` takes them."""
+        ...
 
 
 class TestBus:
@@ -223,8 +236,8 @@ class TestBus:
         body = b"" if request is None else codec.encode(request)
         if self._app is not None:
             return (await self._app.bus.request(subject, body)).body
-        runner = ServiceRunner(None, declared, self._bound[declared.id], self._outbox)
-        return (await runner.answer(Request(subject, "", b"", body))).body
+        answerer = Answerer(declared, self._bound[declared.id], self._outbox)
+        return (await answerer.answer(Request(subject, "", b"", body))).body
 
     # --- out -------------------------------------------------------------------------------------------------------------
 
