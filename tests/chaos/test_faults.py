@@ -1,6 +1,7 @@
-"""Every fault of a cluster's connection, mixed by a seed, under changes, deletes and comebacks; and history that goes backwards."""
+"""Every fault of a cluster's connection, mixed by a seed, under load; history that goes backwards; a narrower selection."""
 
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
@@ -109,6 +110,7 @@ async def test_etcd_restored_while_the_agent_is_down_is_a_new_epoch(stage: Stage
         await eventually(lambda: _ends_with(stage, cluster, 2), timeout=SETTLE_SECONDS, interval=0.1)
         cluster.create(config_map("after"))
         await eventually(lambda: _ends_with(stage, cluster, 2), timeout=SETTLE_SECONDS, interval=0.1)
+    assert found is not None
     assert (found.epoch, int(found.resource_version)) == (2, backup.rv), found
     assert int(found.previous_resource_version) <= highest
     everything = await stage.ids()
@@ -161,5 +163,5 @@ async def test_a_selection_narrowed_while_down_is_told_as_left_and_deleted(
     assert any(gap.cause == "selection" for gap in await stage.gaps())
 
 
-async def _same(told, expected) -> bool:
+async def _same(told: Callable[[], Awaitable[set[tuple[str, str]]]], expected: set[tuple[str, str]]) -> bool:
     return await told() == expected
