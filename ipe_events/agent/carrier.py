@@ -255,7 +255,7 @@ class Carrier:
             now = await write.read(self._session, resource, command.target.namespace, command.target.name, timeout=self._timeout)
         except KubeError as failure:
             if failure.retryable and self._clock.now() < command.expires + _UNREADABLE:
-                raise Postponed(f"it cannot be read back: {failure}", delay=2.0) from failure
+                raise Postponed(f"it cannot be read back: {self._redactor.redact_text(failure.message)}", delay=2.0) from failure
             return self._wording.outcome(
                 job,
                 Status.UNKNOWN,
@@ -318,7 +318,7 @@ class Carrier:
             try:
                 resource = await self._judge.resource(job.command)
             except KubeError as error:
-                raise Postponed(f"it cannot be read back: {error}", delay=2.0) from error
+                raise Postponed(f"it cannot be read back: {self._redactor.redact_text(error.message)}", delay=2.0) from error
             await self._finish(job, await self._read_back(job, resource, claim, None), claim, revision)
             return
         if not await self.outcomes.is_published(claim.outcome, claim.time):

@@ -65,7 +65,7 @@ class Judge:
         discovery: of the cluster; loaded again when a resource is missing.
         ledger: who owns which field.
         freezes: the bucket with the freezes.
-        redactor: for the results of dry runs.
+        redactor: for the results of dry runs, and for what the API server says.
         chains: which command led to what.
         writes: who wrote how much lately.
         wording: makes outcomes.
@@ -117,7 +117,7 @@ class Judge:
             target = await self._look(command)
         except KubeError as error:
             if error.retryable:
-                raise Postponed(f"the API server cannot be asked: {error}") from error
+                raise Postponed(f"the API server cannot be asked: {self._redactor.redact_text(error.message)}") from error
             return self._wording.failed(job, error)
         population = await self._population(job, target)
         owners = await self._ledger.owners(command, known.now)
@@ -192,7 +192,9 @@ class Judge:
                 "GET", target.resource.path(command.target.namespace), params={"limit": "1"}, timeout=self._timeout
             )
         except KubeError as error:
-            raise Postponed(f"the namespace's objects cannot be counted: {error}", delay=5.0) from error
+            raise Postponed(
+                f"the namespace's objects cannot be counted: {self._redactor.redact_text(error.message)}", delay=5.0
+            ) from error
         remaining = (page.get("metadata") or {}).get("remainingItemCount") or 0
         return len(page.get("items") or ()) + int(remaining)
 
