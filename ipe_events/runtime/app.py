@@ -28,7 +28,7 @@ from ipe_events.runtime.notices import HandlerPaused, HandlerResumed, Occasion
 from ipe_events.runtime.outbox import Call, Outbox
 from ipe_events.runtime.policies import PolicyStore
 from ipe_events.runtime.port import Port
-from ipe_events.runtime.services import ServiceRunner
+from ipe_events.runtime.services import Answerer, serve
 from ipe_events.runtime.subscriber import Settled, Subscriber
 from ipe_events.runtime.timers import TimerRunner
 from ipe_events.telemetry.health import HealthServer
@@ -118,10 +118,13 @@ class HandlerApp:
         await policies.start()
         await announce(self.bus, self.declared, self._clock)
         await self._warn_of_missing()
+        for name in names:
+            services = [one for one in self.declared if isinstance(one, Service) and one.name == name]
+            if services:
+                handle = await serve(self.bus, [Answerer(one, bound[one.id], outbox) for one in services])
+                stack.push_async_callback(handle.stop)
         for declared in self.declared:
-            if isinstance(declared, Service):
-                await stack.enter_async_context(ServiceRunner(self.bus, declared, bound[declared.id], outbox))
-            elif isinstance(declared, Timer):
+            if isinstance(declared, Timer):
                 await stack.enter_async_context(TimerRunner(declared, bound[declared.id], outbox))
         for declared in self.declared:
             if isinstance(declared, Subscription):

@@ -1,8 +1,9 @@
-"""``@service``: a function that answers requests, as a NATS micro endpoint."""
+"""``@service``: functions that answer requests; those of one handler are the endpoints of one NATS micro service."""
 
 import inspect
-from collections.abc import AsyncIterator
-from typing import Any, Self
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from ipe_events.bus.connection import Bus
 from ipe_events.bus.services import Endpoint, Reply, Request, ServiceHandle
@@ -18,6 +19,7 @@ from ipe_events.runtime.outbox import Call, Outbox
 from ipe_events.subjects import SERVICE
 
 _VERSION = "1.0.0"
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_-]")
 _BAD_REQUEST, _UNAVAILABLE = 400, 503
 
 
@@ -34,48 +36,43 @@ class _Asked:
         self.time = SYSTEM.now()
 
 
-class ServiceRunner:
-    """Serves one declared function; an async context manager.
+async def serve(bus: Bus, answerers: Sequence["Answerer"]) -> ServiceHandle:
+    """Serve the functions of one handler as one NATS micro service with an endpoint each; stop the handle to end.
+
+    Raises:
+        BusPermissionDenied: the identity may not subscribe to an endpoint's subject.
+    """
+    first = answerers[0].declared
+    words = [inspect.getdoc(answerer.declared.function) or answerer.declared.place for answerer in answerers]
+    return await bus.serve(first.name, _VERSION, [answerer.endpoint for answerer in answerers], description="; ".join(words))
+
+
+class Answerer:
+    """One declared function at work.
 
     Args:
-        bus: where it is served; None when a test only calls ``answer``.
         declared: what the user wrote.
         bound: the function with its parameters.
         outbox: publishes for it.
     """
 
-    def __init__(self, bus: Bus | None, declared: Service, bound: Bound, outbox: Outbox) -> None:
-        self._bus = bus
-        self._declared = declared
+    def __init__(self, declared: Service, bound: Bound, outbox: Outbox) -> None:
+        self.declared = declared
         self._bound = bound
         self._outbox = outbox
-        self._handle: ServiceHandle | None = None
 
     @property
-    def subject(self) -> str:
-        """Where it listens."""
-        declared = self._declared
-        scope = None if declared.scope == "*" else declared.scope
-        return SERVICE.filter(service=declared.name, scope=scope, verb=declared.verb)
-
-    async def __aenter__(self) -> Self:
-        declared = self._declared
-        endpoint = Endpoint(
-            name=declared.verb,
-            subject=self.subject,
+    def endpoint(self) -> Endpoint:
+        """Where and how it listens."""
+        declared = self.declared
+        everyone = declared.scope == "*"
+        return Endpoint(
+            name=declared.verb if everyone else f"{declared.verb}-{_UNNAMEABLE.sub('-', declared.scope)}",
+            subject=SERVICE.filter(service=declared.name, scope=None if everyone else declared.scope, verb=declared.verb),
             handler=self.stream if declared.streams else self.answer,
             concurrency=declared.concurrency,
             timeout=declared.timeout,
         )
-        assert self._bus is not None, "a service is served on a connection"
-        self._handle = await self._bus.serve(
-            declared.name, _VERSION, [endpoint], description=inspect.getdoc(declared.function) or declared.place
-        )
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        if self._handle is not None:
-            await self._handle.stop()
 
     async def answer(self, request: Request) -> Reply:
         """One answer.
@@ -108,7 +105,7 @@ class ServiceRunner:
             raise ServiceError(error.reason, code=_BAD_REQUEST) from error
 
     def _prepare(self, request: Request) -> tuple[Call, tuple[Any, ...]]:
-        declared, meta = self._declared, Meta(_Asked(request))
+        declared, meta = self.declared, Meta(_Asked(request))
         call = Call(self._outbox, declared.name, declared.id, meta, dry_run=declared.dry_run)
         if declared.request is None:
             return call, ()

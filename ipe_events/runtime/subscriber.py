@@ -11,7 +11,8 @@ When the bus itself does not answer, that is nobody's failure: the work waits an
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ipe_events.declaration import Subscription
@@ -212,7 +213,8 @@ class Subscriber:
             if wanted:
                 # outputs of a batch are those of its first event: the same batch derives the same ids
                 call = self._call(wanted[0])
-                await self._publish(call, await self._bound(call, events))
+                with self._span(call, wanted[1:]):
+                    await self._publish(call, await self._bound(call, events))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes an outcome
             return await self._batch_raised(works, error)
         for work in works:
@@ -250,13 +252,21 @@ class Subscriber:
         meta = Meta(work.delivery, work.tries)
         call = self._call(work, meta)
         first = Event(payload, meta) if self.declared.wrapped else payload
-        if trace.recording():
-            parent = trace.parse_traceparent(call.meta.trace)
-            with trace.span(f"handler {self.declared.id}", parent, attributes={"event_id": call.meta.id}) as place:
-                call.trace = place
-                await self._publish(call, await self._bound(call, first))
-        else:
+        with self._span(call):
             await self._publish(call, await self._bound(call, first))
+
+    @contextmanager
+    def _span(self, call: Call, others: Sequence[Work] = ()) -> Iterator[None]:
+        """The call as a step of its event's trace, linked to those of the other events of its batch."""
+        if not trace.recording():
+            yield
+            return
+        parent = trace.parse_traceparent(call.meta.trace)
+        places = [trace.parse_traceparent(Meta(work.delivery, work.tries).trace) for work in others]
+        links = [place for place in places if place is not None]
+        with trace.span(f"handler {self.declared.id}", parent, links=links, attributes={"event_id": call.meta.id}) as place:
+            call.trace = place
+            yield
 
     def _call(self, work: Work, meta: Meta | None = None) -> Call:
         declared = self.declared

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import orjson
 import pytest
 
 from ipe_events import Reject, State, every, handler, service
@@ -79,6 +80,11 @@ async def test_services_answer_stream_and_refuse(nats_server, bus: Bus):
         with pytest.raises(ServiceError) as caught:
             await bus.request(SERVICE.format(service="counter", scope="team-b", verb="one"), encode(Question(limit=7)))
         assert caught.value.code == 503
+        found = orjson.loads((await bus.request("$SRV.INFO.counter", b"")).body)
+        assert [(each["name"], each["subject"]) for each in found["endpoints"]] == [
+            ("count", "ipe.svc.counter.*.count"),
+            ("one-team-a", "ipe.svc.counter.team-a.one"),
+        ], "one service with an endpoint per function"
 
 
 async def test_an_id_belongs_to_one_function(nats_server):
