@@ -131,7 +131,8 @@ def handler(
         batch: take a list of up to so many events at a time.
         latest: only the newest event per object matters: older ones that wait, and stale ones, are dropped.
         start: where a handler that never ran before begins: ``"new"``, ``"all"`` that the stream keeps, an aware ``datetime``,
-            or ``"snapshot"``: all objects as they are now (at every start), then the changes, without gap or resurrection.
+            or ``"snapshot"``: all objects as they are now, then the changes, without gap or resurrection; clusters that report
+            later too. A restart goes on live; to have everything once more, delete the handler's consumer.
         concurrency: how many objects are handled at once (default 32; 1 for batches); events of one object keep their order.
         timeout: seconds (or ``"2m"``) one call may take; then it is cancelled and counts as failed.
         retry: what follows an exception; see ``Backoff``.

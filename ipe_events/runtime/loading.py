@@ -50,7 +50,7 @@ class SnapshotItem:
 
     __slots__ = ("_settled", "body", "deliveries", "header_bytes", "seq", "stream", "subject", "time")
 
-    def __init__(self, delivery: Delivery, settled: Callable[[], None]) -> None:
+    def __init__(self, delivery: Delivery, settled: Callable[[bool], None]) -> None:
         self.subject = delivery.subject
         self.header_bytes = delivery.header_bytes
         self.body = delivery.body
@@ -62,14 +62,14 @@ class SnapshotItem:
 
     def ack(self) -> None:
         """Done."""
-        self._settled()
+        self._settled(True)
 
     def nak(self, delay: float) -> None:
         """Not done: a handler that starts again takes the snapshot again."""
 
     def term(self, reason: str = "") -> None:
-        """Given up, and kept as a dead letter."""
-        self._settled()
+        """Given up: the snapshot does not count as taken in, for dead items are not replayed."""
+        self._settled(False)
 
     def in_progress(self) -> None:
         """Nobody waits for it."""
@@ -85,6 +85,7 @@ class _Load:
         replaced: set when another process took its place.
         open: items that the handler has not settled.
         idle: set when there are none.
+        dead: items that became dead letters.
     """
 
     scope: Scope
@@ -92,6 +93,7 @@ class _Load:
     replaced: asyncio.Event = field(default_factory=asyncio.Event)
     open: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    dead: int = 0
 
     def take(self, delivery: Delivery) -> SnapshotItem:
         """The next item."""
@@ -99,8 +101,9 @@ class _Load:
         self.idle.clear()
         return SnapshotItem(delivery, self._settle)
 
-    def _settle(self) -> None:
+    def _settle(self, done: bool) -> None:
         self.open -= 1
+        self.dead += not done
         if not self.open:
             self.idle.set()
 
@@ -202,6 +205,9 @@ class SnapshotLoader:
         self._join.end(load.scope, version)
         log.info("snapshot is complete", **keys, resource_version=version)
         await load.settled()
+        if load.dead:
+            log.warning("items became dead letters; the next start takes the snapshot again", **keys, items=load.dead)
+            self._done.add(load.scope)
         while load.scope not in self._done:
             try:
                 await self._taken.add(load.scope, version)

@@ -1,6 +1,7 @@
 """Which snapshots a handler has taken in: remembered in KV, so that a restart goes on with live changes alone.
 
-A snapshot counts only when its last item has been handled; until then a handler that starts again takes it again. The memory
+A snapshot counts only when its last item has been handled, and none became a dead letter; a handler that starts again before
+takes it again. The memory
 belongs to the handler's durable: when there is none (the first start, or somebody deleted it to have everything once more), it
 is cleared. A snapshot taken for other namespaces than the handler wants now does not count either.
 """

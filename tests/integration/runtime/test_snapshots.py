@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from ipe_events import Change, handler
+from ipe_events import Change, Reject, handler
 from ipe_events.agent.app import run_agent
 from ipe_events.agent.config import parse_config
 from ipe_events.bus import topology
@@ -27,8 +27,6 @@ from tests.nats import NatsServer
 
 OBJECTS = 130
 """More than two batches of the agent, so that a snapshot can be held in its middle."""
-
-Seen = Callable[[Change], None]
 
 
 @dataclass(kw_only=True)
@@ -74,6 +72,7 @@ class Stage:
     folder: Path
     seen: list[tuple[str, str, str]] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    refused: str = ""
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -106,6 +105,8 @@ class Stage:
         @handler(on="configmaps", start="snapshot", clusters="c-*")
         async def viewer(change: Change) -> None:
             await self.gate.wait()
+            if change.name == self.refused:
+                raise Reject("not this one")
             self.note(change)
 
         declared = declaration_of(viewer)
@@ -221,6 +222,19 @@ async def test_a_handler_that_starts_again_is_not_told_everything_again(stage: S
         await stage.bus.js_api("CONSUMER.DELETE.IPE_K8S.viewer")
         async with stage.viewer():
             await eventually(lambda: stage.names("c-one") >= once(names), timeout=20)
+
+
+async def test_a_snapshot_with_a_dead_item_is_taken_again(stage: Stage):
+    async with FakeCluster("c-one") as one, stage.agent(one):
+        names = fill(one, 3)
+        stage.refused = "m001"
+        async with stage.viewer() as app:
+            figures = app.subscribers["viewer"].figures
+            await eventually(lambda: figures.outcomes["rejected"].value and stage.names("c-one") == once(names - {"m001"}))
+        stage.refused = ""
+        async with stage.viewer():
+            await eventually(lambda: stage.names("c-one")["m001"] == 1)
+            await eventually(lambda: taken(stage, {"c-one"}))
 
 
 async def taken(stage: Stage, clusters: set[str]) -> bool:
