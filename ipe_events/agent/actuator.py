@@ -160,7 +160,7 @@ class Actuator:
         try:
             tokens = COMMAND.parse(delivery.subject)
             _check_author(tokens["handler"])
-        except (SubjectError, UnicodeDecodeError) as error:
+        except SubjectError as error:
             log.warning("audit: malformed command subject", cluster=self._cluster, sequence=delivery.seq, error=str(error))
             MALFORMED.labels(self._cluster).add(1)
             self._open.pop(delivery.seq).term("malformed subject")

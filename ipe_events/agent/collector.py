@@ -46,6 +46,8 @@ SILENT = gauge("ipe_watch_silent_seconds", "Seconds since the last byte of a wat
 OBJECTS = gauge("ipe_index_objects", "Objects in the index.", ("cluster", "resource"))
 
 _LOOK_SECONDS = 0.1
+_DISCOVERY_SECONDS = 10.0
+"""How often a resource is looked for that the cluster lacks: every event of any watch leads there."""
 _LINKS = 10_000
 _IDENTITY = "/api/v1/namespaces/kube-system"
 
@@ -108,6 +110,7 @@ class Collector:
         self._state = "connecting"
         self._running: dict[ResourceRef, _Running] = {}
         self._refused: dict[str, str] = {}
+        self._looked_for: tuple[frozenset[ResourceRef], float] = (frozenset(), 0.0)
         self._links: dict[tuple[str, int], ChangeCause] = {}
         self._ended: asyncio.Future[Epoch | None] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
@@ -276,7 +279,10 @@ class Collector:
         self._refused = {}
         unknown = False
         wanted = self._wanted | set(self._settings.always)
-        if any(self.discovery.find(ref) is None and not self._settings.why_not(ref) for ref in wanted):
+        lacking = frozenset(ref for ref in wanted if self.discovery.find(ref) is None and not self._settings.why_not(ref))
+        asked, when = self._looked_for
+        if lacking and (lacking != asked or self._clock.monotonic() - when >= _DISCOVERY_SECONDS):
+            self._looked_for = (lacking, self._clock.monotonic())
             with suppress(KubeError):  # what was known stays; the probe tells when the server is away
                 await self.discovery.load(self._session)
         for ref in wanted:

@@ -96,8 +96,8 @@ class Delivery:
 
     @property
     def subject(self) -> str:
-        """Where it was published."""
-        return self._subject.decode()
+        """Where it was published; bytes that are no text are shown as ``\\xff``, which no topic takes for a token."""
+        return self._subject.decode(errors="backslashreplace")
 
     @property
     def reply(self) -> str:

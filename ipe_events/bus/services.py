@@ -114,7 +114,7 @@ class _Running:
     def receive(self, subject: bytes, reply: bytes, head: bytes, body: bytes) -> None:
         """A request arrived."""
         self.requests += 1
-        request = Request(subject.decode(), reply.decode(), head, body)
+        request = Request(subject.decode(errors="backslashreplace"), reply.decode(errors="backslashreplace"), head, body)
         if len(self._tasks) < self.endpoint.concurrency:
             self._spawn(request)
         elif len(self._waiting) < _BACKLOG and self._waiting_bytes + len(body) <= _BACKLOG_BYTES:

@@ -28,6 +28,9 @@ RV_TOO_LARGE = "ResourceVersionTooLarge"
 UNREACHABLE = "Unreachable"
 CONNECTION_LOST = "ConnectionLost"
 
+_LONGEST = 4_000
+"""Characters of a message that are kept: it goes into logs, states and outcomes, and is searched for what must be masked."""
+_LONGEST_REASON = 200
 _QUOTED_BODY = 500
 """How many characters of a body that is no Status are quoted."""
 
@@ -93,8 +96,8 @@ def error_of(code: int, body: bytes, where: str, headers: Mapping[str, str] | No
         text = body[:_QUOTED_BODY].decode("utf-8", "replace").strip()
         status = Status(code=code, message=text or f"HTTP {code} without a body")
     code = code or status.code
-    message = " ".join(status.message.split()) or status.reason or f"HTTP {code}"
-    reason = status.reason
+    reason = status.reason[:_LONGEST_REASON]
+    message = _cut(" ".join(status.message.split())) or reason or f"HTTP {code}"
     details = status.details or _Details()
     if any(cause.reason == RV_TOO_LARGE for cause in details.causes or ()):
         reason = RV_TOO_LARGE
@@ -104,6 +107,12 @@ def error_of(code: int, body: bytes, where: str, headers: Mapping[str, str] | No
         code = 410
     kind = _KINDS.get(code) or (KubeUnavailable if code >= 500 else KubeError)
     return kind(message, status=code, reason=reason, where=where)
+
+
+def _cut(text: str) -> str:
+    """The text; a cut is said, with the full length."""
+    note = f"… (cut, {len(text):,} characters)"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - len(note)] + note
 
 
 def _retry_after(headers: Mapping[str, str] | None, details: _Details) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from ipe_events.agent.redaction import RedactionRules, Redactor
 from ipe_events.errors import KubeError
 from ipe_events.kube.decode import ListSplitter, WatchDecoder
 from ipe_events.kube.reflector_rules import LONGEST_DELAY, Cause, Phase, Position, after, delay
@@ -75,3 +76,17 @@ def test_items_that_look_like_ends_of_items_are_cut_in_the_right_places(seed: in
         at += size
     assert [{key: value for key, value in each.items() if key not in ("kind", "apiVersion")} for each in found] == items
     assert splitter.finish().resourceVersion == "7"
+
+
+def test_an_endless_error_text_is_cut_and_says_so() -> None:
+    """It would stand in every log line and status, and searching it for secrets would hold the loop."""
+    text = 'Invalid value: {"' * 60_000
+    body = json.dumps({"kind": "Status", "message": text, "reason": "x" * 10_000, "code": 422}).encode()
+    error = error_of(422, body, "c: PATCH /")
+    assert len(error.message) <= 4_000
+    assert error.message.endswith("(cut, 1,020,000 characters)")
+    assert len(error.reason) <= 200
+    began = time.process_time()
+    shown = Redactor(RedactionRules(), b"k" * 32).redact_text(error.message)
+    assert time.process_time() - began < 1
+    assert "hmac:" in shown

@@ -42,6 +42,22 @@ async def test_a_command_from_an_impossible_handler_is_settled_and_stops_nobody(
         await eventually(settled, timeout=8)
 
 
+async def test_a_subject_that_is_no_text_is_settled_everywhere(place, streams) -> None:
+    place.deployment()
+    async with acting(place, streams) as rig:
+        for _ in range(3):
+            streams.client.write(b"PUB ipe.cmd.c1.\xff\xfe.scale 2\r\n{}\r\n")
+        assert (await rig.do(SCALE)).status == "applied"
+
+        async def settled() -> bool:
+            info = await streams.js_api("CONSUMER.INFO.IPE_CMD.act-c1")
+            return info["num_ack_pending"] == 0 and info["num_pending"] == 0
+
+        await eventually(settled, timeout=8)
+    async for delivery in streams.read("IPE_CMD"):
+        assert delivery.subject
+
+
 async def test_a_lease_that_no_server_writes_ends_no_keeper(place, tmp_path) -> None:
     class Lying:
         """A session whose server answers Leases with something else."""

@@ -9,12 +9,13 @@ import pytest
 from ipe_events.agent.collector import Collector
 from ipe_events.bus.connection import Bus
 from ipe_events.events.cluster import Gap
+from ipe_events.events.refs import ResourceRef
 from ipe_events.kube.config import ClusterSource
 from ipe_events.kube.reflector import ENDS
 from ipe_events.kube.session import KubeSession
 from ipe_events.subjects import CHANGE
 from ipe_events.testing.fake.cluster import FakeCluster
-from ipe_events.testing.faults import Gone
+from ipe_events.testing.faults import Gone, Latency
 from tests.helpers import eventually
 from tests.integration.collect.rig import CLUSTER, CONFIGMAPS, QUICK, Rig, config_map, make_rig, seen
 
@@ -132,3 +133,15 @@ async def test_a_server_whose_watches_are_always_gone_is_not_asked_all_the_time(
     assert synced.value - before <= 5
     assert took > 1.0, f"four lists within {took:.2f} s"
     assert rig.told(Gap)
+
+
+async def test_a_resource_that_nobody_has_is_not_looked_for_at_every_event(rig: Rig, cluster: FakeCluster) -> None:
+    asked = cluster.faults.add(Latency(seconds=0.0, on="discovery"), times=None)
+    async with rig.collecting("configmaps", "things.example.com") as collector:
+        before = asked.fired
+        for number in range(20):
+            collector.want([CONFIGMAPS, ResourceRef.parse("things.example.com")])
+            made = cluster.create(config_map(f"c{number}"))
+            await eventually(lambda uid=made["metadata"]["uid"]: _holds(rig, uid))
+        assert asked.fired == before
+        assert "no such resource" in collector.status().resources["things.example.com"]
