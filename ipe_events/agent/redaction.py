@@ -165,7 +165,7 @@ class Redactor:
 
     def _quoted(self, match: re.Match[str]) -> str:
         named = _PLAIN_NAME.fullmatch(match[1]) and _NAMED.search(match.string[max(0, match.start() - 300) : match.start()])
-        return match[0] if named else self.mask(match[1])
+        return match[0] if named or not match[1] else self.mask(match[1])
 
     def mask(self, value: Any) -> Redacted:
         """The mask of a value; equal values have equal masks."""

@@ -16,7 +16,7 @@ from ipe_events.cli.clusters import load as load_clusters
 from ipe_events.cli.common import Session
 from ipe_events.clock import SYSTEM
 from ipe_events.durations import ago
-from ipe_events.errors import IpeError, SchemaError
+from ipe_events.errors import IpeError, KubeUnauthorized, SchemaError
 from ipe_events.subjects import CHANGE, DLQ
 
 if TYPE_CHECKING:
@@ -270,7 +270,11 @@ async def _cluster(kubeconfig: Path, context: str) -> list[Finding]:
     source = ClusterSource(name=context or "cluster", kubeconfig=str(kubeconfig), context=context or None)
     session = await KubeSession.open(source)
     try:
-        answer = await session.request("GET", "/version")
+        try:
+            answer = await session.request("GET", "/version")
+        except KubeUnauthorized as error:
+            detail = f"{error.where}: {error.message}"
+            return [Finding("cluster", "failed", detail, f"the credentials in {kubeconfig} are not accepted: renew them")]
         version = await session.json("GET", "/version")
         found = [Finding("cluster reachable", "ok", f"Kubernetes {version.get('gitVersion', 'of unknown version')}")]
         date = {name.lower(): value for name, value in answer.headers.items()}.get("date")

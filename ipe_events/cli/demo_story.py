@@ -30,6 +30,9 @@ from ipe_events.cli.reading import trail_around
 from ipe_events.cli.record import Entry
 from ipe_events.clock import SYSTEM
 from ipe_events.declaration import Subscription
+from ipe_events.errors import KubeError, KubeForbidden, KubeUnauthorized
+from ipe_events.kube.config import ClusterSource
+from ipe_events.kube.session import KubeSession
 from ipe_events.runtime import registry
 from ipe_events.runtime.app import HandlerApp
 from ipe_events.subjects import CHANGE, CLUSTER, COMMAND, OUTCOME
@@ -217,6 +220,7 @@ async def _observed_story(narrator: Narrator, stage: Stage, listener: Listener, 
     name = handlers[0].name
     config = write_agent_config(stage, "yours", kubeconfig=kubeconfig, handler=name, mode="observe", writes=False)
     await narrator.chapter("Your cluster, observed only: the agent's configuration forbids every write")
+    await _recognise(kubeconfig)
     begun = narrator.seconds
     start_agent(stage, config)
     # a cluster whose rights are refused, or that is empty, connects without any change
@@ -247,6 +251,22 @@ async def _observed_story(narrator: Narrator, stage: Stage, listener: Listener, 
     if refused != asked:
         raise StepFailed(f"of {asked} commands {refused} were refused; on an observed cluster all must be")
     narrator.step("refusal", f"{refused} of {asked} commands were refused, since you only observe: nothing was written")
+
+
+async def _recognise(kubeconfig: Path) -> None:
+    """Ask for what gives a cluster its identity: without it an agent goes on trying, and the demo would only wait for it.
+
+    Raises:
+        StepFailed: the API server does not answer, or these credentials may not.
+    """
+    async with await KubeSession.open(ClusterSource(name="your cluster", kubeconfig=str(kubeconfig))) as session:
+        try:
+            await session.json("GET", "/api/v1/namespaces/kube-system")
+        except (KubeForbidden, KubeUnauthorized) as error:
+            fix = "use other credentials, or give these what `ipe rbac agent` prints"
+            raise StepFailed(error.message, where=error.where, fix=fix) from error
+        except KubeError as error:
+            raise StepFailed(error.message, where=error.where, fix="try `kubectl --kubeconfig … version`") from error
 
 
 def _replicas(stage: Stage, cluster: str) -> int:

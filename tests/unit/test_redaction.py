@@ -161,6 +161,7 @@ def test_messages_of_the_api_server_quote_no_values(text: str) -> None:
     [
         'deployments.apps "web-1" is forbidden: User "system:serviceaccount:ipe:agent" cannot patch resource "deployments"',
         'pods is forbidden: User "jo" cannot list resource "pods" in API group "apps" in the namespace "default"',
+        'namespaces "kube-system" is forbidden: User "jo" cannot get resource "namespaces" in API group "" at the cluster scope',
         'Operation cannot be fulfilled on configmaps "web": the object has been modified',
         'Apply failed with 1 conflict: conflict with "kubectl" using apps/v1: .spec.replicas',
         'no matches for kind "Thing" in version "v1"',

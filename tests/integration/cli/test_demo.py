@@ -105,6 +105,19 @@ async def test_refused_rights_are_named_with_the_fix(lonely_ipe, tmp_path):
     assert "`ipe rbac agent --collect deployments.apps`" in failed
 
 
+async def test_credentials_that_may_not_even_ask_are_named_at_once(lonely_ipe, tmp_path):
+    async with FakeCluster(name="mine", token="t") as cluster:
+        cluster.add_token("weak", "weak", rules=[])
+        for token, said in (("weak", "forbidden"), ("wrong", "Unauthorized")):
+            file = cluster.kubeconfig(tmp_path / token, token=token)
+            async with asyncio.timeout(30):  # an agent tries again for ever, and the demo waits two minutes for it
+                done = await lonely_ipe("demo", "--pace", "0s", "--kubeconfig", str(file))
+            assert done.code == 1
+            failed = next(line for line in done.out.splitlines() if "✘" in line)
+            assert said in failed
+            assert "ipe rbac agent" in done.out
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [("apiVersion: [", "is not YAML"), ("- a\n- b\n", "not a mapping"), ("apiVersion: v1\nkind: Config\n", "context")],

@@ -250,6 +250,10 @@ async def test_doctor_checks_a_cluster_and_its_rights(told, ipe, tmp_path):
         cluster.add_token("weak", "weak", rules=[Rule(groups=("",), resources=("pods",), verbs=("get", "list", "watch"))])
         weak = await ipe("doctor", "--kubeconfig", str(cluster.kubeconfig(tmp_path / "weak", token="weak")), "-o", "json")
         strong = await ipe("doctor", "--kubeconfig", str(cluster.kubeconfig(tmp_path / "strong")), "-o", "json")
+        wrong = await ipe("doctor", "--kubeconfig", str(cluster.kubeconfig(tmp_path / "wrong", token="wrong")), "-o", "json")
+    (unknown,) = [item for item in wrong.items if item["check"] == "cluster"]
+    assert "Unauthorized" in unknown["detail"]
+    assert "not accepted" in unknown["fix"]
     refused = [item for item in weak.items if item["check"] == "cluster rights" and item["status"] == "failed"]
     assert any("deployments.apps" in item["detail"] for item in refused)
     assert not any(item["detail"].startswith("pods:") for item in refused)
