@@ -8,7 +8,6 @@ the search for what must be masked runs over whole chunks where the reflector of
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from ipe_events.bus.publisher import Lane, Publisher
 from ipe_events.clock import Clock, rfc3339
 from ipe_events.errors import PayloadTooLarge
 from ipe_events.events.refs import ResourceRef
-from ipe_events.kube.decode import Body, Item, Meta, Wants, WatchEvent, strip_managed_fields, version_of
+from ipe_events.kube.decode import Body, Item, Meta, Wants, WatchEvent, version_of
 from ipe_events.kube.discovery import ApiResource
 from ipe_events.kube.index import Entry, Index
 from ipe_events.kube.selection import Selection
@@ -32,14 +31,15 @@ STALE = counter("ipe_ingest_stale_total", "Events that brought nothing new (repl
 UNSELECTED = counter("ipe_ingest_unselected_total", "Events of objects outside the selection.", ("cluster", "resource"))
 STUBBED = counter("ipe_ingest_stubs_total", "Changes published without their object, by cause.", ("cluster", "resource", "cause"))
 
-_SAFE = re.compile(r"[!#$&-~]+")
+_SAFE = bytes(byte for byte in range(0x21, 0x7F) if byte not in b'"%')
+"""What ``percent_encode`` leaves as it is."""
 _LONGEST = 1_500
 """Characters of uid, namespace and name together beyond which no API server is believed (Kubernetes allows some 600). A subject
 above 4 KiB ends the connection that all clusters share, and a header block above 64 KiB is refused for ever."""
 _SHOWN = 100
 _MOST_ROUTES = 20_000
 """Rendered subjects that are kept: clusters that make a namespace for each build must not fill the memory."""
-_TRACE_DIGITS = 48
+_TRACE = len("0123456789abcdef-0123456789abcdef")
 _TRACES = 512
 
 
@@ -113,6 +113,7 @@ class Feed:
         self._routes: dict[tuple[str, str], tuple[bytes, str]] = {}
         self._id_start = f"{identity.uid}/{identity.epoch}/{resource.group}/{resource.resource}/"
         self._time = ""
+        self._trace_start = ""
         self._traces = ""
         self._trace_at = 0
         labels = (identity.cluster, str(self._ref))
@@ -244,8 +245,6 @@ class Feed:
         self, verb: str, meta: Meta, version: int, body: Body, *, mark: int = 0, synthetic: bool = False, clean: bool = False
     ) -> None:
         """One change; ``clean``: nothing in it needs masking."""
-        if self._drop_managed_fields:
-            body = strip_managed_fields(meta, body)
         extra = "ce-synthetic: true\r\n" if synthetic else ""
         if not clean:
             try:
@@ -266,14 +265,15 @@ class Feed:
         route = self._routes.get((verb, meta.namespace))
         if route is None:
             route = self._route(verb, meta.namespace)
-        if not _SAFE.fullmatch(uid + name):
+        if (uid + name).encode("utf-8", "surrogatepass").translate(None, _SAFE):
             name, uid = percent_encode(name), percent_encode(uid)
         self.sequence += 1
         at = self._trace_at
         if at >= len(self._traces):
-            self._traces, at = os.urandom(_TRACE_DIGITS // 2 * _TRACES).hex(), 0
-        self._trace_at = at + _TRACE_DIGITS
-        trace = f"00-{self._traces[at : at + 32]}-{self._traces[at + 32 : at + 48]}-01"
+            # the first half of the trace's id is the same for a while; the other, and the span's id, are new for each change
+            self._trace_start, self._traces, at = os.urandom(8).hex(), os.urandom(16 * _TRACES).hex("-", 8), 0
+        self._trace_at = at + _TRACE + 1
+        trace = f"00-{self._trace_start}{self._traces[at : at + _TRACE]}-01"
         if self._links:
             cause = self._links.pop((meta.uid, version), None)
             if cause is not None:

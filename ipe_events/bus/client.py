@@ -19,7 +19,7 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
-from ipe_events.bus.parser import FastParser, RawCallback
+from ipe_events.bus.parser import FastParser, RawCallback, Run
 from ipe_events.errors import IpeError
 from ipe_events.telemetry.log import get_logger
 
@@ -59,7 +59,8 @@ class Client(NatsClient):
         super().__init__()
         self._transport = _WideTransport()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
         self._raw: dict[int, RawCallback] = {}
-        self._ps = FastParser(self, self._raw)
+        self._runs: dict[int, Run] = {}
+        self._ps = FastParser(self, self._raw, self._runs)
         self.on_violation: Callable[[str, str], None] = lambda _kind, _subject: None
         """Called with ``publish`` or ``subscription`` and the subject **in lower case**, as nats-py hands it over."""
 
@@ -85,17 +86,29 @@ class Client(NatsClient):
 
     # --- raw subscriptions ---------------------------------------------------------------------------------------------------
 
-    def subscribe_raw(self, subject: str, callback: RawCallback, *, queue: str = "") -> int:
-        """Subscribes and returns the subscription's number; replayed after a reconnect. A violation comes by ``on_violation``."""
+    def subscribe_raw(
+        self, subject: str, callback: RawCallback, *, queue: str = "", run: Callable[[int], Run] | None = None
+    ) -> int:
+        """Subscribes and returns the subscription's number; replayed after a reconnect. A violation comes by ``on_violation``.
+
+        Args:
+            subject: may hold wildcards.
+            callback: gets each message that ``run`` does not take.
+            queue: group that shares the messages.
+            run: given the number, returns what takes many messages of a known form at once.
+        """
         self._sid += 1
         subscription = Subscription(self, self._sid, subject, queue=queue)
         self._subs[self._sid] = subscription
         self._raw[self._sid] = callback
+        if run is not None:
+            self._runs[self._sid] = run(self._sid)
         self.write(f"SUB {subject} {queue} {self._sid}\r\n".encode())
         return self._sid
 
     def unsubscribe_raw(self, sid: int) -> None:
         """Ends a raw subscription; messages that are on their way are dropped."""
+        self._runs.pop(sid, None)
         if self._raw.pop(sid, None) is not None and self._subs.pop(sid, None) is not None:
             self.write(f"UNSUB {sid}\r\n".encode())
 

@@ -16,6 +16,10 @@ from ipe_events.telemetry.log import get_logger
 RawCallback = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with subject, reply, header block and body of each message; must not block."""
 
+Run = Callable[[bytes, int], int]
+"""Called with what was read and a position behind a message of the subscription: takes as many complete messages from there as it
+knows the form of, and returns where it stopped; must not block."""
+
 log = get_logger(__name__)
 
 _MSG = re.compile(rb"MSG ([^ \r\n]+) (\d+) (?:([^ \r\n]+) )?(\d+)\r\n").match
@@ -24,10 +28,17 @@ _M, _H = b"MH"
 
 
 class FastParser(Parser):
-    """The parser of one connection; ``raw`` maps subscription numbers to callbacks."""
+    """The parser of one connection.
 
-    def __init__(self, client: Any, raw: Mapping[int, RawCallback]) -> None:
+    Args:
+        client: whose connection it is.
+        raw: callbacks by subscription number.
+        runs: what takes runs of messages, by subscription number; only beside a callback.
+    """
+
+    def __init__(self, client: Any, raw: Mapping[int, RawCallback], runs: Mapping[int, Run]) -> None:
         self._raw = raw
+        self._runs = runs
         self._begun = bytearray()
         self._needed = 0
         super().__init__(client)
@@ -57,14 +68,15 @@ class FastParser(Parser):
 
     def _take(self, data: bytes) -> bytes:
         """Call back for the raw messages at the front; returns what is left for the original parser."""
-        raw = self._raw
+        raw, runs = self._raw, self._runs
         at, end, count = 0, len(data), 0
         while at < end:
             first = data[at]
             found = _MSG(data, at) if first == _M else _HMSG(data, at) if first == _H else None
             if found is None:
                 break
-            callback = raw.get(int(found[2]))
+            sid = int(found[2])
+            callback = raw.get(sid)
             if callback is None:
                 break
             start = found.end()
@@ -77,9 +89,12 @@ class FastParser(Parser):
             body = start + int(found[4]) if first == _H else start
             try:
                 callback(found[1], found[3] or b"", data[start:body], data[body:stop])
+                at = stop + 2
+                if sid in runs:
+                    at = runs[sid](data, at)
             except Exception:  # an exception here would end nats-py's read loop and with it the whole connection
                 log.exception("a message callback failed", subject=found[1].decode(errors="replace"))
-            at = stop + 2
+            at = max(at, stop + 2)
             count += 1
         if count:
             self.nc.stats["in_msgs"] += count

@@ -54,7 +54,7 @@ class Wants(NamedTuple):
 
     Attributes:
         labels: for selections.
-        managed_fields: to drop them.
+        managed_fields: to hand out bodies without them.
     """
 
     labels: bool = False
@@ -149,6 +149,7 @@ class WatchDecoder:
     def __init__(self, where: str, wants: Wants = PLAIN) -> None:
         self._where = where
         self._decode = _DECODE[wants]
+        self._strip = wants.managed_fields
         self._rest = b""
 
     @property
@@ -162,43 +163,45 @@ class WatchDecoder:
         Raises:
             KubeError: a line is not a watch event, or grows without end.
         """
-        end = chunk.find(b"\n")
-        if end < 0:
+        first = chunk.find(b"\n")
+        if first < 0:
             self._rest += chunk
             if len(self._rest) > MAX_LINE:
                 raise KubeError(f"a watch event is larger than {MAX_LINE >> 20} MiB", where=self._where)
             return
-        start = 0
+        parts = [(chunk, 0, True)]
         if self._rest:
-            line = self._rest + chunk[:end]
-            self._rest = b""
-            yield self._event(line, memoryview(line), 0, len(line))
-            start, end = end + 1, chunk.find(b"\n", end + 1)
-        view = memoryview(chunk)
-        verbs, decode = _VERBS, self._decode
-        while end >= 0:
-            entry = verbs.get(chunk[start + _VERB_AT]) if end - start > _VERB_AT else None
-            if entry is not None and chunk.startswith(entry[1], start) and chunk[end - 1] == _BRACE:
-                body = view[start + len(entry[1]) : end - 1]
-                try:
-                    head = decode(body)
-                except _FAILURES:  # perhaps something follows the object; the long way knows
-                    yield self._event(chunk, view, start, end)
-                else:
-                    yield entry[0], head, body, True
-            elif end > start:
-                yield self._event(chunk, view, start, end)
-            start, end = end + 1, chunk.find(b"\n", end + 1)
+            parts = [(self._rest + chunk[: first + 1], 0, False), (chunk, first + 1, True)]
+        verbs, decode, strip = _VERBS, self._decode, self._strip
+        for data, start, whole in parts:
+            view = memoryview(data)
+            while (end := data.find(b"\n", start)) >= 0:
+                entry = verbs.get(data[start + _VERB_AT]) if end - start > _VERB_AT else None
+                if entry is not None and data.startswith(entry[1], start) and data[end - 1] == _BRACE:
+                    at = start + len(entry[1])
+                    body: Body = view[at : end - 1]
+                    try:
+                        head = decode(body)
+                        if strip:
+                            body = _without_managed_fields(head.metadata, data, view, at, end - 1)
+                    except _FAILURES:  # perhaps something follows the object; the long way knows
+                        yield self._event(view[start:end])
+                    else:
+                        yield entry[0], head, body, whole
+                elif end > start:
+                    yield self._event(view[start:end])
+                start = end + 1
         self._rest = chunk[start:]
 
-    def _event(self, chunk: bytes, view: memoryview, start: int, end: int) -> WatchEvent:
+    def _event(self, line: memoryview) -> WatchEvent:
         """One line, whatever its form."""
         try:
-            envelope = _decode_envelope(view[start:end])
-            body: Body = bytes(envelope.object)
+            envelope = _decode_envelope(line)
+            body = bytes(envelope.object)
             if envelope.type in ("ERROR", "BOOKMARK"):
                 return envelope.type, _NO_HEAD, body, False
-            return envelope.type, self._decode(body), body, False
+            head = self._decode(body)
+            return envelope.type, head, _stripped(head.metadata, body) if self._strip else body, False
         except _FAILURES as error:
             raise self._malformed(error) from error
 
@@ -278,6 +281,7 @@ class ListSplitter:
     def __init__(self, where: str, kind: str, api_version: str, wants: Wants = PLAIN) -> None:
         self._where = where
         self._decode = _DECODE[wants]
+        self._strip = wants.managed_fields
         self._prefix = msgspec.json.encode({"kind": kind, "apiVersion": api_version})[:-1] + b","
         self._buffer = bytearray()
         self._frame = b""
@@ -381,6 +385,8 @@ class ListSplitter:
             head = self._decode(body)
         except _FAILURES:
             return None
+        if self._strip:
+            body = _stripped(head.metadata, body)
         if not head.kind:
             body = self._prefix + body[1:]
         return Item(head, body)
@@ -417,32 +423,37 @@ class ListSplitter:
 # --- managedFields -------------------------------------------------------------------------------------------------------
 
 _MANAGED = b'"managedFields":'
-_BEGINNING = 2048
 _COMMA = ord(",")
 
 
-def strip_managed_fields(meta: Meta, body: Body) -> Body:
+def _stripped(meta: Meta, body: bytes) -> bytes:
+    """``_without_managed_fields`` of an object that stands alone."""
+    return bytes(_without_managed_fields(meta, body, memoryview(body), 0, len(body)))
+
+
+def _without_managed_fields(meta: Meta, data: bytes, view: memoryview, start: int, end: int) -> Body:
     """The object without ``metadata.managedFields``, by cutting out the bytes that the decoder found; the rest is untouched.
 
     Args:
-        meta: decoded with ``Wants(managed_fields=True)``.
-        body: the object's JSON.
+        meta: decoded with ``Wants(managed_fields=True)`` from these bytes.
+        data: holds the object's JSON, and perhaps more.
+        view: of ``data``.
+        start: of the object.
+        end: likewise, exclusive.
     """
-    managed = bytes(getattr(meta, "managedFields", b""))
-    if not managed:
-        return body
-    view = memoryview(body)
-    # metadata comes first, so the beginning suffices nearly always; an unescaped quote cannot stand inside a string, so the first
-    # match is a key; the comparison proves that it is the right one
-    key = bytes(view[:_BEGINNING]).find(_MANAGED)
-    if key < 0:
-        key = bytes(view).find(_MANAGED)
-    end = key + len(_MANAGED) + len(managed)
-    if key > 0 and bytes(view[end - len(managed) : end]) == managed:
-        if view[key - 1] == _COMMA:
-            return b"".join((view[: key - 1], view[end:]))
-        if view[end] == _COMMA:
-            return b"".join((view[:key], view[end + 1 :]))
-    document = msgspec.json.decode(view)
+    managed = getattr(meta, "managedFields")  # noqa: B009 - msgspec's generated classes are not typed
+    if not len(managed):
+        return view[start:end]
+    # an unescaped quote cannot stand inside a string, so the first match is a key; metadata comes first, so it is nearly always
+    # the right one, and that the decoder's bytes follow proves it
+    key = data.find(_MANAGED, start, end)
+    value = key + len(_MANAGED)
+    if key > start and data.startswith(managed, value):
+        after = value + len(managed)
+        if data[key - 1] == _COMMA:
+            return b"".join((view[start : key - 1], view[after:end]))
+        if data[after] == _COMMA:
+            return b"".join((view[start:key], view[after + 1 : end]))
+    document = msgspec.json.decode(view[start:end])
     document["metadata"].pop("managedFields", None)
     return msgspec.json.encode(document)

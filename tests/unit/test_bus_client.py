@@ -1,6 +1,7 @@
 """The seam to nats-py: if one of these fails after an upgrade, read ``ipe_events/bus/client.py`` before anything else."""
 
 import inspect
+import re
 
 import pytest
 from nats.aio.client import Client as NatsClient
@@ -90,6 +91,30 @@ async def test_raw_messages_arrive_as_bytes_however_the_wire_is_cut(size: int):
     for at in range(0, len(WIRE), size):
         await client._ps.parse(WIRE[at : at + size])
     assert probe.seen == MESSAGES
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 1000])
+async def test_what_takes_runs_gets_them_and_leaves_the_rest(size: int):
+    """Two messages of three are of the known form; none is lost or seen twice, in order, however the wire is cut."""
+    probe = Probe()
+    client = client_with(probe)
+
+    def take(data: bytes, at: int) -> int:
+        while found := known(data, at):
+            probe(found[1], b"", b"", b"run")
+            at = found.end()
+        return at
+
+    known = re.compile(rb"MSG (a\.[0-9]+) 1 5\r\nknown\r\n").match
+    client._runs[1] = take
+    wire = b"".join(b"MSG a.%d 1 5\r\n%b\r\n" % (number, b"known" if number % 3 else b"other") for number in range(30))
+    for at in range(0, len(wire), size):
+        await client._ps.parse(wire[at : at + size])
+    assert [subject for subject, *_ in probe.seen] == [b"a.%d" % number for number in range(30)]
+    assert (b"run" in [message[3] for message in probe.seen]) == (size >= 40)
+    client._pending_data_size = 0
+    client.unsubscribe_raw(1)
+    assert not client._runs
 
 
 async def test_headers_of_raw_messages_are_not_parsed(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,6 @@ from ipe_events.kube.decode import (
     WatchDecoder,
     labels_of,
     parse_bookmark,
-    strip_managed_fields,
     version_of,
 )
 
@@ -175,6 +174,23 @@ def test_managed_fields_are_cut_out_and_nothing_else(position: str) -> None:
     }
     metadata = choices[position]
     obj = {"kind": "Pod", "metadata": metadata, "spec": {"managedFields": "kept"}}
-    ((_, head, body, _),) = WatchDecoder("test", Wants(managed_fields=True)).feed(event("ADDED", obj))
+    ((*_, body, _),) = WatchDecoder("test", Wants(managed_fields=True)).feed(event("ADDED", obj))
     left = {key: value for key, value in metadata.items() if key != "managedFields"}
-    assert json.loads(bytes(strip_managed_fields(head.metadata, body))) == obj | {"metadata": left}
+    assert json.loads(bytes(body)) == obj | {"metadata": left}
+
+
+def test_lists_and_cut_events_come_without_managed_fields_too() -> None:
+    obj = {
+        "kind": "Pod",
+        "apiVersion": "v1",
+        "metadata": {"uid": "u", "managedFields": [{"manager": "m"}], "resourceVersion": "1"},
+    }
+    wanted = obj | {"metadata": {"uid": "u", "resourceVersion": "1"}}
+    splitter = ListSplitter("test", "Pod", "v1", Wants(managed_fields=True))
+    (item,) = splitter.feed(compact({"items": [obj], "metadata": {"resourceVersion": "7"}}))
+    assert item.body == compact(wanted)
+    line = event("ADDED", obj)
+    for cut in range(1, len(line)):
+        decoder = WatchDecoder("test", Wants(managed_fields=True))
+        ((*_, body, _),) = [*decoder.feed(line[:cut]), *decoder.feed(line[cut:])]
+        assert bytes(body) == compact(wanted)

@@ -60,13 +60,13 @@ async def test_what_was_stored_without_our_knowing_is_not_sent_again(bus: Bus, n
     total = 500
     async with Publisher(bus, window=1000) as publisher:
         lane = publisher.lane(FILTER)
-        deaf = bus.client._raw[publisher._sid]
+        deaf, run = bus.client._raw[publisher._sid], bus.client._runs.pop(publisher._sid)
         bus.client._raw[publisher._sid] = lambda *_message: None  # acknowledgements that a dying broker never wrote
         await _send(publisher, lane, 0, total)
         await eventually(lambda: _stored(bus, total))
         assert lane.acked == 0
         nats_server.kill()
-        bus.client._raw[publisher._sid] = deaf
+        bus.client._raw[publisher._sid], bus.client._runs[publisher._sid] = deaf, run
         await eventually(lambda: not bus.connected)
         await asyncio.sleep(0.2)  # the passing of time is what is tested: twice the broker's memory
         nats_server.start()
@@ -91,6 +91,22 @@ async def test_the_acknowledged_prefix_carries_mark_and_sequence(bus: Bus) -> No
         assert lane.acked_mark == 5
         await publisher.drain()
         assert (lane.acked_mark, lane.acked_seq, lane.stream) == (99, 10, "IPE_K8S")
+
+
+async def test_duplicates_among_acknowledgements_leave_no_hole(bus: Bus) -> None:
+    await ensure(bus)
+    async with Publisher(bus) as publisher:
+        lane = publisher.lane(FILTER)
+        await _send(publisher, lane, 0, 100)
+        await publisher.drain()
+        other = publisher.lane(FILTER)
+        for number in range(400):  # every fourth is in the stream already
+            known = number // 4 if number % 4 == 0 else 1000 + number
+            (other if number % 2 else lane).send(SUBJECT, encode_headers({"Nats-Msg-Id": f"id-{known}"}), b"x", mark=number + 1)
+        await publisher.drain()
+        assert (lane.acked, lane.unacked, lane.acked_mark) == (300, 0, 399)
+        assert (other.acked, other.unacked, other.acked_mark, other.acked_seq) == (200, 0, 400, 400)
+        assert (publisher.unacked, publisher._bytes) == (0, 0)
 
 
 async def test_what_is_too_large_is_refused_before_it_ends_the_connection(bus: Bus) -> None:
