@@ -9,6 +9,7 @@ from ipe_events.bus.cloudevents import headers_for
 from ipe_events.bus.connection import Bus
 from ipe_events.clock import Clock
 from ipe_events.events.codec import encode
+from ipe_events.events.headers import header
 from ipe_events.events.outcome import Outcome
 from ipe_events.subjects import OUTCOME
 from ipe_events.telemetry.log import get_logger
@@ -73,13 +74,18 @@ class Outcomes:
             trace=trace.traceparent,
             extensions={"cause": outcome.command, "hops": str(outcome.hops)},
         )
-        await self._bus.publish(subject, encode(outcome), id=outcome.id, headers=headers)
+        body = encode(outcome)
+        ack = await self._bus.publish(subject, body, id=outcome.id, headers=headers)
+        if ack.duplicate and not await self.is_published(outcome, outcome.time):
+            # ids are one space for all subjects of a stream: somebody else has used ours, and the stream dropped the outcome
+            log.warning("audit: an outcome's message id was taken", cluster=self._cluster, outcome=outcome.id, sequence=ack.seq)
+            await self._bus.publish(subject, body, id=f"{outcome.id}/{secrets.token_hex(8)}", headers=headers)
 
     async def is_published(self, outcome: Outcome, since: datetime) -> bool:
         """Whether the outcome is in the stream: deduplication does not survive a restart of the broker, so we look."""
         subject = OUTCOME.format(cluster=outcome.cluster, handler=outcome.handler, verb=outcome.verb)
         async for delivery in self._bus.read(OUTCOME.stream, [subject], start=since - timedelta(minutes=1)):
-            if delivery.headers.get("Nats-Msg-Id") == outcome.id:
+            if header(delivery.header_bytes, b"ce-id") == outcome.id:
                 return True
         return False
 

@@ -4,6 +4,8 @@ import orjson
 import pytest
 
 from ipe_events.agent.config import LeaseSettings
+from ipe_events.agent.guardrails import Addressee
+from ipe_events.agent.job import outcome_id
 from ipe_events.agent.lease import LeaseKeeper, Role
 from ipe_events.agent.redaction import RedactionError, Redactor
 from ipe_events.bus.connection import Bus
@@ -40,6 +42,18 @@ async def test_a_command_from_an_impossible_handler_is_settled_and_stops_nobody(
             return bool(info["num_ack_pending"] == 0 and info["num_pending"] == 0)
 
         await eventually(settled, timeout=8)
+
+
+async def test_a_stolen_message_id_does_not_hide_an_outcome(place, streams) -> None:
+    """The stream drops what carries an id that it has, whoever used it and on whatever subject."""
+    place.deployment()
+    async with acting(place, streams) as rig:
+        body = rig.command(SCALE)
+        stolen = outcome_id(Addressee("c1", body["handler"], "scale"), body["id"])
+        await streams.publish("ipe.cluster.c2.heartbeat", b"{}", id=stolen)
+        await rig.publish(body)
+        assert (await rig.outcome(body["id"])).status == "applied"
+    assert len(await rig.outcomes(body["id"])) == 1
 
 
 async def test_a_subject_that_is_no_text_is_settled_everywhere(place, streams) -> None:
