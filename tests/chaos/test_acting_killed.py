@@ -154,10 +154,13 @@ def environment(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("death", DEATHS)
-@pytest.mark.parametrize("broker_too", [False, True], ids=["handler", "handler and broker"])
+@pytest.mark.parametrize(
+    ("death", "broker_too"),
+    [("before the acknowledgement", False), ("before the acknowledgement", True), ("between two outputs", False)],
+    ids=["acknowledgement", "acknowledgement and broker", "outputs"],
+)
 async def test_a_handler_killed_around_its_outputs_publishes_them_once(
-    stage: Stage, bus: Bus, cluster: FakeCluster, death: str, broker_too: bool
+    stage: Stage, bus: Bus, cluster: FakeCluster, death: str, *, broker_too: bool
 ) -> None:
     """The same event comes again and derives the same ids; the agent then writes once and answers once."""
     arm, between = DEATHS[death]

@@ -7,10 +7,10 @@ from tests.chaos.churn import Churn
 from tests.chaos.stage import Stage, churning, die, seeds
 from tests.chaos.truth import Truth
 
-KILLS = 5
+KILLS = 4
 
 
-@pytest.mark.parametrize("seed", seeds(1, 2))
+@pytest.mark.parametrize("seed", seeds(1))
 async def test_an_agent_killed_under_load_leaves_no_hole_and_no_double(stage: Stage, cluster: FakeCluster, seed: int) -> None:
     """History is complete all the time, so no gap may be needed either."""
     rng = die(seed, "agent")
@@ -31,7 +31,7 @@ async def test_an_agent_killed_under_load_leaves_no_hole_and_no_double(stage: St
     assert await stage.gaps() == first, f"seed {seed}: a gap although the history was complete"
 
 
-@pytest.mark.parametrize("seed", seeds(3, 4))
+@pytest.mark.parametrize("seed", seeds(3))
 async def test_an_agent_killed_while_history_is_compacted_says_what_is_missing(
     stage: Stage, cluster: FakeCluster, seed: int
 ) -> None:

@@ -16,7 +16,7 @@ from tests.controlplane.fixtures import ClusterFactory
 from tests.helpers import eventually
 from tests.nats import NatsServer
 
-HISTORY = 200
+HISTORY = 60
 
 
 class Objects:
