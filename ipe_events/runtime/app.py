@@ -31,6 +31,7 @@ from ipe_events.runtime.port import Port
 from ipe_events.runtime.services import Answerer, serve
 from ipe_events.runtime.subscriber import Settled, Subscriber
 from ipe_events.runtime.timers import TimerRunner
+from ipe_events.tasks import end
 from ipe_events.telemetry.health import HealthServer
 from ipe_events.telemetry.log import get_logger
 
@@ -135,9 +136,7 @@ class HandlerApp:
     async def stop(self) -> None:
         """Finish what runs, hand the rest back, disconnect; does nothing the second time."""
         self._ready = "stopping"
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await end(*self._background)
         await asyncio.gather(*(consumption.stop(self._grace) for consumption in self._consumptions))
         self._consumptions.clear()
         await self._stack.aclose()

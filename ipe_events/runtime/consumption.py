@@ -18,6 +18,7 @@ from ipe_events.declaration import Start
 from ipe_events.errors import BusNotFound, BusPermissionDenied
 from ipe_events.runtime.filters import Filters
 from ipe_events.runtime.subscriber import CAPACITY, Subscriber
+from ipe_events.tasks import end
 from ipe_events.telemetry.log import get_logger
 
 log = get_logger(__name__)
@@ -94,8 +95,7 @@ class Consumption:
             consumer.pause()
         left = await self.subscriber.lanes.drain(grace)
         if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.gather(self._ticker, return_exceptions=True)
+            await end(self._ticker)
         for consumer in self.consumers:
             await consumer.stop()
         # only now: while we still pull, the server would send back to us what we hand back
