@@ -162,7 +162,8 @@ async def _agents(bus: "Bus") -> list[Finding]:
     for cluster in clusters:
         check = f"agent of {cluster.status.cluster}"
         if cluster.state == "silent":
-            found.append(Finding(check, "failed", f"silent for {ago(cluster.age)}", "start it again, or look at its log"))
+            fix = "start it again; `ipe clusters remove` when it is gone for good"
+            found.append(Finding(check, "failed", f"silent for {ago(cluster.age)}", fix))
         elif cluster.state == "disconnected":
             detail = f"disconnected {ago(cluster.age)} ago: its agent was stopped, or its API server does not answer"
             found.append(Finding(check, "failed", detail, "start the agent again, or look at its log"))

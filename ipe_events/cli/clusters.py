@@ -10,7 +10,7 @@ from ipe_events.cli.common import Session, common_options, output_options, pass_
 from ipe_events.cli.printers import Column, Table, print_items, print_record
 from ipe_events.clock import SYSTEM
 from ipe_events.durations import ago
-from ipe_events.errors import BusNotFound, SchemaError, UsageError
+from ipe_events.errors import BusNotFound, ConfigError, SchemaError, UsageError
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -116,10 +116,7 @@ def list_(session: Session) -> None:
 def show(session: Session, name: str) -> None:
     """Show one cluster: its agent, and each resource with its state and number of objects."""
     clusters = run(_load(session))
-    found = next((cluster for cluster in clusters if cluster.status.cluster == name), None)
-    if found is None:
-        known = ", ".join(cluster.status.cluster for cluster in clusters) or "none"
-        raise UsageError(f"no agent serves a cluster {name!r}", where="clusters", fix=f"known: {known}")
+    found = _named(clusters, name)
     status = found.status
     fields: dict[str, object] = {
         "Name": status.cluster,
@@ -134,6 +131,41 @@ def show(session: Session, name: str) -> None:
         count = status.objects.get(resource)
         fields[f"  {resource}"] = state if count is None else f"{state}, {count} objects"
     print_record(session, found, TABLE, fields)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--reason", default="", help="Why, for the record.")
+@common_options
+@pass_session
+def remove(session: Session, name: str, reason: str) -> None:
+    """Forget a cluster that is gone for good: its agent's last word, so that nobody waits for it.
+
+    Its changes stay on the record. An agent that serves it again picks up where the record ends.
+    """
+    run(_remove(session, name, reason))
+
+
+async def _remove(session: Session, name: str, reason: str) -> None:
+    from ipe_events.cli.acts import record_act
+    from ipe_events.subjects import escape
+
+    async with session.bus() as bus:
+        found = _named((await load(bus, SYSTEM.now()))[0], name)
+        if found.state != "silent":
+            fix = f"stop its agent first; it counts as silent after {LATE_SECONDS:.0f} s"
+            raise ConfigError(f"the agent of {name} spoke {ago(found.age)} ago", where="clusters", fix=fix)
+        await (await bus.kv("ipe_agents")).delete(escape(name))
+        await record_act(bus, "remove", f"cluster {name}", reason=reason)
+    session.note(f"{name} is forgotten")
+
+
+def _named(clusters: list[Cluster], name: str) -> Cluster:
+    found = next((cluster for cluster in clusters if cluster.status.cluster == name), None)
+    if found is None:
+        known = ", ".join(cluster.status.cluster for cluster in clusters) or "none"
+        raise UsageError(f"no agent serves a cluster {name!r}", where="clusters", fix=f"known: {known}")
+    return found
 
 
 async def _load(session: Session) -> list[Cluster]:

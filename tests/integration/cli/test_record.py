@@ -188,6 +188,19 @@ async def test_clusters_are_listed_and_silence_is_seen(told, ipe):
     )
 
 
+async def test_a_cluster_that_is_gone_for_good_is_forgotten(told, ipe):
+    await put_status(told, "prod-eu", state="connected")
+    await put_status(told, "prod-us", age=600)
+    lives = await ipe("clusters", "remove", "prod-eu")
+    assert lives.code == 3
+    assert "stop its agent first" in lives.err
+    assert (await ipe("clusters", "remove", "prod-u")).code == 2
+    assert (await ipe("clusters", "remove", "prod-us", "--reason", "sold")).code == 0
+    assert (await ipe("clusters", "list", "-o", "name")).out.split() == ["prod-eu"]
+    (act,) = (await ipe("events", "list", "--topic", "act", "-o", "json")).items
+    assert "remove cluster prod-us sold" in act["summary"]
+
+
 async def test_doctor_finds_nothing_wrong_on_a_healthy_bus(told, ipe):
     await put_status(told, "prod-eu", state="connected", resources={"pods": "watching"})
     done = await ipe("doctor", "-o", "json")
