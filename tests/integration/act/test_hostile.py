@@ -65,7 +65,7 @@ async def test_a_subject_that_is_no_text_is_settled_everywhere(place, streams) -
 
         async def settled() -> bool:
             info = await streams.js_api("CONSUMER.INFO.IPE_CMD.act-c1")
-            return info["num_ack_pending"] == 0 and info["num_pending"] == 0
+            return bool(info["num_ack_pending"] == info["num_pending"] == 0)
 
         await eventually(settled, timeout=8)
     async for delivery in streams.read("IPE_CMD"):

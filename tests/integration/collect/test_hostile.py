@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,6 @@ async def test_a_resource_that_nobody_has_is_not_looked_for_at_every_event(rig: 
         for number in range(20):
             collector.want([CONFIGMAPS, ResourceRef.parse("things.example.com")])
             made = cluster.create(config_map(f"c{number}"))
-            await eventually(lambda uid=made["metadata"]["uid"]: _holds(rig, uid))
+            await eventually(partial(_holds, rig, made["metadata"]["uid"]))
         assert asked.fired == before
         assert "no such resource" in collector.status().resources["things.example.com"]
