@@ -2,7 +2,7 @@
 
 nats-py's asynchronous publish loses its place when a server dies with acknowledgements outstanding, and spends most of its time
 on header dicts. Here a message is a header block that the caller filled into a template, and a body; frames are joined into
-writes of some 256 KiB, and all acknowledgements come to one inbox. What is not acknowledged is kept, within a bound on number
+writes of up to half a MiB, and all acknowledgements come to one inbox. What is not acknowledged is kept, within a bound on number
 and bytes, and sent again under the same id: after a time-out, after a refusal, after a reconnect.
 
 After a reconnect the broker may have stored what it could not acknowledge, and a restarted broker no longer knows the ids that
@@ -41,7 +41,8 @@ DUPLICATES = counter("ipe_publish_duplicates_total", "Publishes that the stream 
 RESENT = counter("ipe_publish_resent_total", "Frames sent again, by cause.", ("cause",))
 REFUSED = counter("ipe_publish_refused_total", "Publishes that JetStream refused; they are tried again.")
 
-_WRITE_BYTES = 192 << 10
+_WRITE_BYTES = 448 << 10
+"""Bytes that are joined into one write: what one read of a watch brings, so that both cost one turn of the loop."""
 _MOST_BUFFERED = 2 << 20
 _TICK_SECONDS = 0.25
 _LONGEST_PROBE = 5.0

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from ipe_events.events.cluster import Connected, Disconnected, Heartbeat, Stale
+from ipe_events.kube.config import ClusterSource
+from ipe_events.kube.session import READ_SIZE, KubeSession
 from ipe_events.testing.fake.cluster import FakeCluster
 from ipe_events.testing.faults import (
     FailPage,
@@ -47,6 +49,15 @@ async def test_list_and_watch_give_the_same_bytes(rig: Rig, cluster: FakeCluster
     for _, body in await rig.messages():
         assert list(body)[:2] == ["kind", "apiVersion"], body
         assert body["kind"] == "ConfigMap"
+
+
+async def test_a_watch_is_read_in_large_pieces(rig: Rig, cluster: FakeCluster) -> None:
+    """asyncio has no option for it, so that the field which we set is still there is seen here."""
+    source = ClusterSource("prod", str(cluster.kubeconfig(rig.folder / "kubeconfig")))
+    async with await KubeSession.open(source) as session, session.stream("/api/v1/configmaps", {"watch": "true"}) as response:
+        assert response.connection is not None
+        assert vars(response.connection.transport)["max_size"] == READ_SIZE
+        assert type(response.connection.transport).max_size < READ_SIZE  # type: ignore[union-attr]  # asyncio's own
 
 
 async def _has(rig: Rig, count: int) -> bool:
