@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ipe_events.agent.actuator import Actuator
+from ipe_events.agent.alarms import LimitAlarm
 from ipe_events.agent.carrier import FREEZE_BUCKET, Carrier
 from ipe_events.agent.claims import BUCKET as CLAIMS_BUCKET
 from ipe_events.agent.claims import Claims
@@ -294,7 +295,7 @@ async def run_agent(
         agents = [ClusterAgent(source, config, agent, bus, wants, clock) for source in sources]
         gc.collect()
         gc.freeze()  # what starting made lives as long as the process: no use in looking at it again and again
-        jobs = [wants.run(), *(each.run() for each in agents)]
+        jobs = [wants.run(), LimitAlarm(bus).run(), *(each.run() for each in agents)]
         if on_progress is not None:
             jobs.append(_tell_progress(agents, on_progress))
         tasks = [asyncio.create_task(job) for job in jobs]
