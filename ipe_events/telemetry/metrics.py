@@ -10,6 +10,7 @@ all ``(overflow)``, so that a hostile cluster cannot fill the memory with namesp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -72,7 +73,7 @@ class HistogramCell:
 CellT = TypeVar("CellT", Cell, HistogramCell)
 
 
-class Family(Generic[CellT]):
+class Family(ABC, Generic[CellT]):
     """One metric with its label names; ``labels`` gives the cell of one set of values."""
 
     kind: str
@@ -84,8 +85,8 @@ class Family(Generic[CellT]):
         self.cells: dict[tuple[str, ...], CellT] = {}
         self._overflow: CellT | None = None
 
-    def _new(self) -> CellT:
-        raise NotImplementedError  # pragma: no cover - every family below says which cell it holds
+    @abstractmethod
+    def _new(self) -> CellT: ...
 
     def labels(self, *values: str) -> CellT:
         """The cell of these label values, in the order of the label names; keep it where it is used often.

@@ -12,6 +12,7 @@ every fault that matches it until one answers.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -48,16 +49,16 @@ class Call(Protocol):
         ...
 
 
-class Damage:
+class Damage(ABC):
     """What a fault does to the bytes of one answer.
 
     ``cut`` is given each piece before it is sent, and returns what may pass and, when the moment has come, how it ends:
     ``reset`` (RST), ``close`` (the connection ends in the middle of the body) or ``stall`` (silence until released).
     """
 
+    @abstractmethod
     def cut(self, data: bytes) -> tuple[bytes, str]:
         """(bytes that pass, "" or how it ends)."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)
