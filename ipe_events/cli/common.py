@@ -32,6 +32,8 @@ FAILURE = 3
 INTERNAL = 70
 """Not foreseen: a bug of ours."""
 INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""Nobody reads any more what we print; what a shell says of a program that SIGPIPE ended."""
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
 

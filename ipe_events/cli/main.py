@@ -1,20 +1,22 @@
 """``ipe``: noun, then verb. This module knows the nouns, loads the one that was asked for, and ends the process.
 
 Every way a command can fail passes through ``Root.main``: an error becomes one line on standard error and an exit code
-(0 fine, 1 findings or failed checks, 2 usage, 3 failure, 130 interrupted), a traceback is shown with ``--debug`` alone. The table
-of nouns repeats each command's one-line help, so that ``ipe --help`` imports none of them; a test holds the two equal.
+(0 fine, 1 findings or failed checks, 2 usage, 3 failure, 130 interrupted, 141 nobody reads on), a traceback is shown with
+``--debug`` alone. The table of nouns repeats each command's one-line help, so that ``ipe --help`` imports none of them; a test
+holds the two equal.
 """
 
 import os
 import sys
 import traceback
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from ipe_events.cli.common import FAILURE, INTERRUPTED, USAGE, Session, common_options, describe, exit_code
+from ipe_events.cli.common import CLOSED_PIPE, FAILURE, INTERRUPTED, USAGE, Session, common_options, describe, exit_code
 
 NOUNS: dict[str, tuple[str, str]] = {
     "agent": ("ipe_events.cli.agent", "Serve clusters: collect their changes, act on commands, answer questions."),
@@ -34,6 +36,19 @@ NOUNS: dict[str, tuple[str, str]] = {
     "version": ("ipe_events.cli.version", "Print the versions of ipe, Python and the libraries underneath."),
 }
 """Noun → (module that holds ``command``, its one-line help)."""
+
+
+class _NobodyReads(Exception):
+    """Standard output or standard error is a pipe whose reader has gone."""
+
+
+@contextmanager
+def _past_click() -> Iterator[None]:
+    """Carries a closed pipe past ``click``, which would end the process with 1: that is our word for a failed check."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _NobodyReads from error
 
 
 class Root(click.Group):
@@ -62,6 +77,18 @@ class Root(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(noun, NOUNS[noun][1]) for noun in sorted(NOUNS)])
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click does it; ``--help`` and ``--version`` print here."""
+        with _past_click():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does it; every other command prints here."""
+        with _past_click():
+            return super().invoke(ctx)
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -73,31 +100,40 @@ class Root(click.Group):
     ) -> NoReturn:
         """Run a command line and end the process with its exit code."""
         session = Session()
+        options = {"complete_var": complete_var, "standalone_mode": False, "windows_expand_args": windows_expand_args, **extra}
         try:
-            code = super().main(
-                args, prog_name or "ipe", complete_var, standalone_mode=False, windows_expand_args=windows_expand_args,
-                obj=session, **extra,
-            )  # fmt: skip
-            sys.stdout.flush()
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.ctx.get_help(), err=True)
-            sys.exit(USAGE)
-        except click.ClickException as error:
-            click.echo(f"error: {_usage(error)}", err=True)
-            sys.exit(USAGE if isinstance(error, click.UsageError) else FAILURE)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
-        except BrokenPipeError:
+            with _past_click():
+                try:
+                    code = super().main(args, prog_name or "ipe", obj=session, **options)
+                    sys.stdout.flush()
+                except (_NobodyReads, BrokenPipeError):
+                    raise
+                except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - here alone anything becomes a line and a code
+                    code = _told(error, debug=session.debug)
+        except _NobodyReads:
             # `ipe events list | head`: the reader has seen enough; Python must not complain again when it flushes at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(FAILURE)
-        except Exception as error:  # noqa: BLE001 - the one place where anything becomes a line and an exit code
-            if session.debug:
-                traceback.print_exception(error)
-            click.echo(f"error: {describe(error)}", err=True)
-            sys.exit(exit_code(error))
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            sys.exit(CLOSED_PIPE)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Exception | KeyboardInterrupt, *, debug: bool) -> int:
+    """Say on standard error why a command ended, in one line; returns the exit code."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            click.echo(error.ctx.get_help(), err=True)
+            return USAGE
+        case click.ClickException():
+            click.echo(f"error: {_usage(error)}", err=True)
+            return USAGE if isinstance(error, click.UsageError) else FAILURE
+        case KeyboardInterrupt() | click.Abort():
+            click.echo("interrupted", err=True)
+            return INTERRUPTED
+    if debug:
+        traceback.print_exception(error)
+    click.echo(f"error: {describe(error)}", err=True)
+    return exit_code(error)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -40,11 +40,10 @@ class Ipe:
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
 
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        """A process of its own, for what is ended by a signal."""
-        pipe = asyncio.subprocess.PIPE
+    async def start(self, *arguments: str, stdout: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
+        """A process of its own, for what is ended by a signal or by its reader."""
         return await asyncio.create_subprocess_exec(
-            IPE, *arguments, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            IPE, *arguments, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=asyncio.subprocess.PIPE
         )
 
     async def __call__(self, *arguments: str) -> Done:

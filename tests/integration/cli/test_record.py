@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from datetime import timedelta
 from typing import Literal
 
@@ -167,6 +168,20 @@ async def test_a_dead_letter_is_shown_and_replayed_on_the_record(told, ipe):
     for ref in ("IPE_K8S:1", "x"):
         assert (await ipe("dlq", "replay", ref)).code == 2
     assert (await ipe("dlq", "replay", "IPE_DLQ:9")).code == 3
+
+
+async def test_a_tail_whose_reader_has_seen_enough_ends_in_silence(told, ipe):
+    reader, writer = os.pipe()
+    try:
+        tail = await ipe.start("events", "tail", "--since", "1h", "-o", "json", stdout=writer)
+    finally:
+        os.close(writer)
+    with os.fdopen(reader) as head:
+        assert json.loads(await asyncio.to_thread(head.readline))["ref"] == "IPE_K8S:1"
+    await publish_change(told, 90)
+    async with asyncio.timeout(20):
+        assert (await tail.communicate())[1] == b""
+    assert tail.returncode == 141
 
 
 async def put_status(bus, cluster: str, *, age: float = 0, **more: object) -> None:

@@ -1,5 +1,6 @@
 """The command tree: lazy nouns, one-line errors, exit codes, the start-up budget's causes."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -129,13 +130,27 @@ def test_a_traceback_is_shown_with_debug_alone(boom):
     assert "Traceback" in boom(ConfigError("bad"), "--debug").stderr
 
 
-def test_a_closed_pipe_is_no_error_message():
-    done = subprocess.run(
-        f"{sys.executable} -c 'from ipe_events.cli.main import main; import sys; sys.argv[0] = \"ipe\"; main()' topics list"
-        " -o json | head -c 1",
-        shell=True, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stderr == ""
+@pytest.mark.parametrize("arguments", [["topics", "list", "-o", "json"], ["--help"], ["topics", "--help"]])
+def test_a_closed_pipe_ends_in_silence_and_is_no_failed_check(arguments):
+    done = _with_closed(arguments, "stdout")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_error_that_nobody_can_read_is_a_closed_pipe_too():
+    done = _with_closed(["nope"], "stderr")
+    assert (done.returncode, done.stdout) == (141, "")
+
+
+def _with_closed(arguments: list[str], name: str) -> subprocess.CompletedProcess[str]:
+    """Run ``ipe`` in a process whose stream ``name`` is a pipe without a reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from ipe_events.cli.main import main; sys.argv[0] = 'ipe'; main()"
+    stdout, stderr = (writer if stream == name else subprocess.PIPE for stream in ("stdout", "stderr"))
+    try:
+        return subprocess.run([sys.executable, "-c", code, *arguments], stdout=stdout, stderr=stderr, text=True, check=False)
+    finally:
+        os.close(writer)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
