@@ -165,6 +165,33 @@ async def test_watching_from_the_future_waits(api: ApiServer, path: str):
         assert await watch.rest() == []
 
 
+async def test_a_watch_from_the_future_skips_what_comes_before_it(api: ApiServer, path: str):
+    present = await api.ok("GET", f"{path}/a")
+    start = int(present["metadata"]["resourceVersion"]) + 40
+    async with api.watch(path, resourceVersion=start, timeoutSeconds="20") as watch:
+        await _create(api, path, "early")
+        last, changes = 0, 0
+        while last <= start:
+            changes += 1
+            patched = await api.ok("PATCH", f"{path}/a", {"data": {"x": str(changes)}}, kind=MERGE)
+            last = int(patched["metadata"]["resourceVersion"])
+        kind, obj = await watch.next()
+
+    assert (kind, obj["metadata"]["name"], obj["metadata"]["resourceVersion"]) == ("MODIFIED", "a", str(last))
+
+
+async def test_a_watch_from_the_future_gets_no_bookmark_from_before_it(api: ApiServer, path: str):
+    async with api.watch(path, resourceVersion="99999999", allowWatchBookmarks="true", timeoutSeconds="5") as watch:
+        assert await watch.rest() == []
+
+
+async def test_without_a_watch_cache_the_future_waits_too(compactable: tuple[ApiServer, Compact]):
+    api, _ = compactable
+    async with api.watch(f"{CORE}/configmaps", resourceVersion="99999999", timeoutSeconds="1") as watch:
+        assert watch.response.status == 200
+        assert await watch.rest() == []
+
+
 async def test_a_version_that_is_no_number(api: ApiServer, path: str):
     answer = await api.call("GET", path, watch="1", resourceVersion="abc")
     assert answer.status in {400, 500}

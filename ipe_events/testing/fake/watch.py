@@ -3,7 +3,8 @@
 Each watcher owns a bounded queue that the store fills; a line is rendered once per change and shared. A watcher that does not
 drain its queue is closed, as the real server closes it, and its client resumes from the last resourceVersion it saw. A label
 selector makes an object that stops matching DELETED (with its last matching state and the new resourceVersion) although it
-lives on: the real server does that too, and clients have to know.
+lives on: the real server does that too, and clients have to know. A watch from the future is silent, without even a bookmark,
+until the versions have passed the one it starts from.
 """
 
 import asyncio
@@ -71,6 +72,7 @@ class Watcher:
         self._store = store
         self._kind = kind
         self._options = options
+        self._start = parse_rv(options.rv) if options.rv else 0
         self._interval = bookmark_interval
         self._buffer = buffer
         self._queue: deque[bytes] = deque()
@@ -95,17 +97,16 @@ class Watcher:
 
     def _open(self) -> None:
         options = self._options
-        start = parse_rv(options.rv) if options.rv else 0
-        from_state = options.send_initial is True or (start == 0 and options.send_initial is None)
+        from_state = options.send_initial is True or (self._start == 0 and options.send_initial is None)
         if from_state:
             for _, item in self._store.items(self._kind.group_resource, options.namespace):
                 if self._selected(item):
                     self._queue.append(self._line("ADDED", item))
             if options.send_initial and options.bookmarks:
                 self._queue.append(self._bookmark(self._store.rv, initial_end=True))
-        elif start:
+        elif self._start:
             try:
-                missed = self._store.changes_after(self._kind.group_resource, start)
+                missed = self._store.changes_after(self._kind.group_resource, self._start)
             except Compacted as error:
                 gone = status.too_old(error.requested, error.floor)
                 self._queue.append(error_line(gone))
@@ -123,6 +124,8 @@ class Watcher:
         self._wake.set()
 
     def _push(self, change: Change) -> None:
+        if change.rv <= self._start:
+            return
         if self._options.namespace and change.key[0] != self._options.namespace:
             return
         selects = self._options.selects
@@ -177,7 +180,8 @@ class Watcher:
                     return
                 if self._options.bookmarks and loop.time() >= next_bookmark:
                     next_bookmark = loop.time() + self._interval
-                    yield self._bookmark(self._store.rv)
+                    if self._store.rv >= self._start:
+                        yield self._bookmark(self._store.rv)
                     continue
                 self._wake.clear()
                 try:
