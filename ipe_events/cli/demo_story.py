@@ -3,6 +3,9 @@
 Every step waits for its own event on the bus, joined to the one before by id, and the end result is read from the cluster itself.
 """
 
+import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -78,8 +81,15 @@ def _in_context() -> str:
     return f" --context {CONTEXT}"
 
 
+def _unless_on_path() -> str:
+    """Where `ipe` is, when typing its name does not find it: `make demo` installs into a folder of its own."""
+    return "" if shutil.which("ipe") else os.path.relpath(sys.argv[0])
+
+
 async def _epilogue(narrator: Narrator, *, keep: bool) -> None:
     narrator.say(f"\nEvery step happened, in {narrator.seconds:.0f} seconds.")
+    if where := _unless_on_path():
+        narrator.say(f"`ipe` is {where} here.")
     if not keep:
         narrator.say("`ipe demo --keep` stays up: try the commands above in a second terminal.")
         return

@@ -32,10 +32,12 @@ async def test_every_step_happens_and_is_told(lonely_ipe):
 
 
 async def test_it_reads_as_a_story_and_says_how_to_see_it_again(lonely_ipe):
+    lonely_ipe.env["PATH"] = "/nowhere"  # as after `make demo`
     done = await lonely_ipe("demo", "--pace", "0s")
     assert done.code == 0
     for said in (
         "simulated clusters",
+        "bin/ipe here.",
         "scale_guard asks: patch /spec/replicas → 50",
         "$ ipe events trace IPE_GOV:",
         "└─ outcome",
