@@ -6,9 +6,8 @@ from fnmatch import fnmatchcase
 
 from ipe_events.bus.connection import Bus
 from ipe_events.errors import BusError, SchemaError, UsageError
-from ipe_events.events.codec import decode
 from ipe_events.events.refs import ResourceRef
-from ipe_events.events.registry import HandlerDeclaration
+from ipe_events.events.registry import HandlerDeclaration, read_declaration
 from ipe_events.telemetry.log import get_logger
 
 log = get_logger(__name__)
@@ -55,7 +54,7 @@ class Wants:
                 self._declarations.pop(entry.key, None)
             else:
                 try:
-                    self._declarations[entry.key] = decode(HandlerDeclaration, entry.value)
+                    self._declarations[entry.key] = read_declaration(entry.key, entry.value)
                 except SchemaError as error:
                     log.warning("a handler's declaration cannot be read", key=entry.key, error=str(error))
                     continue

@@ -184,15 +184,14 @@ async def _agents(bus: "Bus") -> list[Finding]:
 async def _handlers(bus: "Bus") -> list[Finding]:
     import fnmatch
 
-    from ipe_events.events.codec import decode
-    from ipe_events.events.registry import HandlerDeclaration
+    from ipe_events.events.registry import read_declaration
 
     clusters, _ = await load_clusters(bus, SYSTEM.now())
     bucket = await bus.kv("ipe_handlers")
     found: list[Finding] = []
     async for entry in bucket.entries():
         try:
-            declared = decode(HandlerDeclaration, entry.value)
+            declared = read_declaration(entry.key, entry.value)
         except SchemaError as error:
             found.append(Finding("handlers", "failed", f"declaration {entry.key!r}: {error}", "restart that handler"))
             continue

@@ -217,8 +217,7 @@ def list_(session: Session) -> None:
 
 
 async def _list(session: Session) -> None:
-    from ipe_events.events import HandlerDeclaration
-    from ipe_events.events.codec import decode
+    from ipe_events.events.registry import read_declaration
     from ipe_events.runtime.announce import HANDLERS_BUCKET
     from ipe_events.runtime.registry import installed
 
@@ -228,7 +227,7 @@ async def _list(session: Session) -> None:
         consumers = await _consumers_of_handlers(bus)
         async for entry in bucket.entries():
             try:
-                found = decode(HandlerDeclaration, entry.value)
+                found = read_declaration(entry.key, entry.value)
             except SchemaError as error:
                 session.note(
                     f"warning: the declaration under key {entry.key} of bucket {HANDLERS_BUCKET} cannot be read: {error}"

@@ -4,7 +4,10 @@ from typing import Literal
 
 from pydantic import AwareDatetime
 
+from ipe_events.errors import SchemaError
 from ipe_events.events.base import Model, Name
+from ipe_events.events.codec import decode
+from ipe_events.subjects import escape
 
 
 class HandlerDeclaration(Model):
@@ -35,6 +38,18 @@ class HandlerDeclaration(Model):
     services: tuple[str, ...] = ()
     time: AwareDatetime
     version: Literal[1] = 1
+
+
+def read_declaration(key: str, body: bytes) -> HandlerDeclaration:
+    """The declaration under a key of bucket ``ipe_handlers``; a handler speaks for itself alone.
+
+    Raises:
+        SchemaError: it is malformed, or that of another handler than the key's.
+    """
+    found = decode(HandlerDeclaration, body)
+    if escape(found.handler) != key:
+        raise SchemaError(f"it declares another handler, {found.handler!r}", fix="delete the key; find who may write there")
+    return found
 
 
 NO_SUCH_RESOURCE = "the cluster has no such resource"

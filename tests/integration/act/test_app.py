@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from ipe_events.agent.app import run_agent
 from ipe_events.agent.config import AgentConfig, parse_config
 from ipe_events.agent.lease import LeaseKeeper, Role
-from ipe_events.agent.wants import wanted
+from ipe_events.agent.wants import BUCKET, Wants, wanted
 from ipe_events.bus.topology import TopologySettings, apply, desired, plan
 from ipe_events.clock import SYSTEM
 from ipe_events.errors import BusNotFound, ConfigError
 from ipe_events.events.codec import decode, encode
 from ipe_events.events.refs import ResourceRef
 from ipe_events.events.registry import AgentStatus, HandlerDeclaration
+from ipe_events.tasks import end
 from ipe_events.testing.fake import FakeCluster
 from tests.helpers import eventually
 from tests.integration.act.support import a_job, make_carrier
@@ -105,6 +107,27 @@ def test_what_handlers_want_is_joined_per_cluster():
     declarations = [declares("a", "pods"), declares("b", "pods", "jobs.batch", clusters=("prod-*",)), declares("c", "No.Such")]
     assert wanted("prod-eu", declarations) == {ResourceRef.parse("pods"), ResourceRef.parse("jobs.batch")}
     assert wanted("dev", declarations) == {ResourceRef.parse("pods")}
+
+
+async def test_what_is_declared_under_anothers_key_is_not_wanted(bus):
+    def declares(*resources: str) -> bytes:
+        return encode(HandlerDeclaration(handler="a", resources=resources, time=SYSTEM.now()))
+
+    handlers = await bus.kv(BUCKET, create=True)
+    await handlers.put("a", declares("pods"))
+    await handlers.put("b", declares("secrets"))
+    told: list[frozenset[ResourceRef]] = []
+    wants = Wants(bus)
+    wants.follow("prod-eu", told.append)
+    with capture_logs() as said:
+        task = asyncio.create_task(wants.run())
+        await eventually(lambda: told)
+        await handlers.put("a", declares("pods", "jobs.batch"))
+        await eventually(lambda: len(told) == 2)
+        await end(task)
+    assert told == [{ResourceRef.parse("pods")}, {ResourceRef.parse("pods"), ResourceRef.parse("jobs.batch")}]
+    (warning,) = [entry for entry in said if entry["log_level"] == "warning"]
+    assert (warning["key"], "it declares another handler, 'a'" in warning["error"]) == ("b", True)
 
 
 async def test_a_lease_that_nobody_can_hold_is_a_reason_and_not_a_wait(fake_place, streams):

@@ -30,6 +30,19 @@ async def test_a_declaration_that_cannot_be_read_hides_no_other(bus, ipe):
     assert 'key "handler" occurs twice' in done.err
 
 
+async def test_a_declaration_under_anothers_key_is_named_and_hides_no_other(bus, ipe):
+    await topology.ensure(bus)
+    handlers = await bus.kv("ipe_handlers")
+    await handlers.put("good", encode(HandlerDeclaration(handler="good", resources=("pods",), time=SYSTEM.now())))
+    await handlers.put("posing", encode(HandlerDeclaration(handler="good", resources=("secrets",), time=SYSTEM.now())))
+    done = await ipe("handlers", "list", "-o", "json")
+    assert [(item["name"], item["resources"]) for item in done.items if item["from"] == "bus"] == [("good", ["pods"])]
+    assert "key posing of bucket ipe_handlers cannot be read: it declares another handler, 'good'" in done.err
+    doctor = await ipe("doctor", "-o", "json")
+    (finding,) = [item for item in doctor.items if item["check"] == "handlers"]
+    assert "declaration 'posing': it declares another handler, 'good'" in finding["detail"]
+
+
 async def test_a_handler_reads_falls_silent_and_is_forgotten(bus, ipe, tmp_path):
     await topology.ensure(bus)
     (tmp_path / "mine.py").write_text(TEXT)
