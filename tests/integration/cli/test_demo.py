@@ -37,7 +37,7 @@ async def test_it_reads_as_a_story_and_says_how_to_see_it_again(lonely_ipe):
     assert done.code == 0
     for said in (
         "simulated clusters",
-        "bin/ipe here.",
+        "`ipe` is ",
         "scale_guard asks: patch /spec/replicas → 50",
         "$ ipe events trace IPE_GOV:",
         "└─ outcome",
