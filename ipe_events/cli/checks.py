@@ -4,7 +4,6 @@
 kubeconfig was given, that cluster with those credentials. A check never raises for what it checks: an error of ours is a finding.
 """
 
-import difflib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,8 +20,7 @@ from ipe_events.subjects import CHANGE, DLQ
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
-    from ipe_events.cli.clusters import Cluster
-    from ipe_events.events.registry import HandlerDeclaration
+    from ipe_events.events.registry import AgentStatus, HandlerDeclaration
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 
@@ -173,7 +171,7 @@ async def _agents(bus: "Bus") -> list[Finding]:
             )
         for resource, why in cluster.troubles.items():
             fix = "look at the agent's log"
-            if cluster.lacks(resource):
+            if cluster.status.lacks(resource):
                 fix = "correct its name in `collect.resources` or in the handler that asks for it (`ipe handlers list`)"
             elif why.startswith("refused"):
                 fix = "give its service account what `ipe rbac agent` prints"
@@ -182,11 +180,9 @@ async def _agents(bus: "Bus") -> list[Finding]:
 
 
 async def _handlers(bus: "Bus") -> list[Finding]:
-    import fnmatch
-
     from ipe_events.events.registry import read_declaration
 
-    clusters, _ = await load_clusters(bus, SYSTEM.now())
+    agents = [one.status for one in (await load_clusters(bus, SYSTEM.now()))[0]]
     bucket = await bus.kv("ipe_handlers")
     found: list[Finding] = []
     async for entry in bucket.entries():
@@ -195,33 +191,21 @@ async def _handlers(bus: "Bus") -> list[Finding]:
         except SchemaError as error:
             found.append(Finding("handlers", "failed", f"declaration {entry.key!r}: {error}", "restart that handler"))
             continue
-        wanted = declared.clusters or ("*",)
-        served = [one for one in clusters if any(fnmatch.fnmatchcase(one.status.cluster, glob) for glob in wanted)]
-        found += _needs(declared, served)
+        found += _needs(declared, agents)
     return found or [Finding("handlers", "ok", "none has declared itself yet")]
 
 
-def _needs(declared: "HandlerDeclaration", served: "list[Cluster]") -> list[Finding]:
-    """Whether what a handler asks for is collected where it wants it."""
+def _needs(declared: "HandlerDeclaration", agents: "list[AgentStatus]") -> list[Finding]:
+    """Whether what a handler asks for is collected somewhere where it wants it; where it is not is told of each agent."""
+    from ipe_events.events.needs import served, unmet
+
     check, found = f"handler {declared.handler}", []
-    if declared.resources and not served:
-        detail = f"no agent serves a cluster that it wants ({', '.join(declared.clusters) or 'any'})"
-        return [Finding(check, "failed", detail, "start one with `ipe agent run`, or correct `clusters=` of the handler")]
-    for resource in declared.resources:
-        if any(resource in one.status.resources and resource not in one.troubles for one in served):
-            continue
-        unknown = [one.status.cluster for one in served if one.lacks(resource)]
-        if unknown:
-            known = {name for one in served for name in one.status.resources if not one.lacks(name)}
-            near = difflib.get_close_matches(resource, sorted(known), n=1)
-            fix = f"`ipe handlers remove {declared.handler}` if it is gone for good; else correct it"
-            fix += f": did you mean {near[0]}?" if near else ""
-            found.append(Finding(check, "failed", f"{', '.join(unknown)} has no resource {resource}, which it asks for", fix))
-        else:
-            detail = f"nobody collects {resource}, which it asks for"
-            found.append(Finding(check, "failed", detail, "allow it in an agent's `collect.resources`"))
-    ok = Finding(check, "ok", f"all it asks for is collected, in {len(served)} cluster{'s' * (len(served) != 1)}")
-    return found or [ok]
+    for each in unmet(declared.resources, declared.clusters, agents):
+        if each.everywhere:
+            gone = f"`ipe handlers remove {declared.handler}` if it is gone for good; else " if each.unknown else ""
+            found.append(Finding(check, "failed", each.problem, gone + each.fix))
+    clusters = len(served(declared.clusters, agents))
+    return found or [Finding(check, "ok", f"all it asks for is collected, in {clusters} cluster{'s' * (clusters != 1)}")]
 
 
 async def _consumers(bus: "Bus") -> list[Finding]:

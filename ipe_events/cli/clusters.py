@@ -42,12 +42,6 @@ class Cluster:
         """Resource → why it is not collected."""
         return {name: state for name, state in self.status.resources.items() if state.startswith(("refused", "failing"))}
 
-    def lacks(self, resource: str) -> bool:
-        """Whether the cluster's API has no such resource: a typing error, or a definition that is not installed."""
-        from ipe_events.events.registry import NO_SUCH_RESOURCE
-
-        return self.status.resources.get(resource, "").endswith(NO_SUCH_RESOURCE)
-
     def as_data(self) -> dict[str, Any]:
         """The cluster as a JSON object."""
         said = self.status.model_dump(mode="json")

@@ -85,6 +85,14 @@ class AgentStatus(Model):
     time: AwareDatetime
     version: Literal[1] = 1
 
+    def collects(self, resource: str) -> bool:
+        """Whether its changes are on the bus, or will be once its list is."""
+        return self.resources.get(resource, "").partition(":")[0] in {"watching", "syncing"}
+
+    def lacks(self, resource: str) -> bool:
+        """Whether the cluster's API has no such resource: a typing error, or a definition that is not installed."""
+        return self.resources.get(resource, "").endswith(NO_SUCH_RESOURCE)
+
 
 class SnapshotTaken(Model):
     """One snapshot that was taken in; key ``<handler id>.<cluster>.<group>.<resource>`` of bucket ``ipe_snapshots``.

@@ -7,9 +7,10 @@ from ipe_events.clock import Clock
 from ipe_events.declaration import Declared, Service, Subscription
 from ipe_events.events.codec import encode
 from ipe_events.events.command import VERBS
-from ipe_events.events.registry import AgentStatus, HandlerDeclaration
+from ipe_events.events.needs import Unmet, unmet
+from ipe_events.events.registry import HandlerDeclaration
 from ipe_events.runtime.agents import Agents
-from ipe_events.runtime.filters import divide, matches_any
+from ipe_events.runtime.filters import divide
 from ipe_events.runtime.port import Port
 from ipe_events.subjects import COMMAND, EVENT, FINDING, SERVICE, escape
 
@@ -35,23 +36,11 @@ async def announce(port: Port, declared: Sequence[Declared], clock: Clock) -> No
         await bucket.put(escape(document.handler), encode(document))
 
 
-async def missing_resources(port: Port, declared: Sequence[Declared]) -> list[tuple[Subscription, str, list[str]]]:
-    """Resources that a handler needs and some agent does not collect, with the clusters; no clusters: no agent at all."""
+async def unmet_needs(port: Port, declared: Sequence[Declared]) -> list[tuple[Subscription, Unmet]]:
+    """What subscriptions ask for and some agent does not collect."""
     agents = await Agents(port, "runtime").known()
-    missing: list[tuple[Subscription, str, list[str]]] = []
-    for one in declared:
-        if not isinstance(one, Subscription) or not one.resources:
-            continue
-        wanted = [agent for agent in agents if matches_any(agent.cluster, one.clusters)]
-        for resource in map(str, one.resources):
-            lacking = [agent.cluster for agent in wanted if not _collected(agent, resource)]
-            if lacking or not wanted:
-                missing.append((one, resource, lacking))
-    return missing
-
-
-def _collected(agent: AgentStatus, resource: str) -> bool:
-    return agent.resources.get(resource, "").partition(":")[0] in {"watching", "syncing"}
+    subscriptions = [one for one in declared if isinstance(one, Subscription)]
+    return [(one, each) for one in subscriptions for each in unmet([*map(str, one.resources)], one.clusters, agents)]
 
 
 def _together(name: str, functions: Sequence[Declared], clock: Clock) -> HandlerDeclaration:

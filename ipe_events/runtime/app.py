@@ -19,7 +19,7 @@ from ipe_events.clock import SYSTEM, Clock
 from ipe_events.declaration import Declared, Service, Subscription, Timer
 from ipe_events.errors import BusError, UsageError
 from ipe_events.events.cluster import Gap
-from ipe_events.runtime.announce import announce, missing_resources
+from ipe_events.runtime.announce import announce, unmet_needs
 from ipe_events.runtime.consumption import Consumption, located
 from ipe_events.runtime.filters import divide
 from ipe_events.runtime.inject import Injector
@@ -168,14 +168,8 @@ class HandlerApp:
             self._spawn(loader.run(), f"snapshot-{declared.id}")
 
     async def _warn_of_missing(self) -> None:
-        for declared, resource, clusters in await missing_resources(self.bus, self.declared):
-            log.warning(
-                "nobody collects a resource that a handler needs",
-                handler=declared.id,
-                resource=resource,
-                clusters=clusters or "no agent has reported yet",
-                fix="allow it in the agent's configuration (collect.resources)",
-            )
+        for declared, unmet in await unmet_needs(self.bus, self.declared):
+            log.warning("a handler asks for what it does not get", handler=declared.id, problem=unmet.problem, fix=unmet.fix)
 
     def _paused(self, subscriber: Subscriber, outbox: Outbox, error: BaseException | None, *, paused: bool) -> None:
         declared = subscriber.declared

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from ipe_events import Backoff, Change, Commands, Event, Retry, handler
 from ipe_events.bus import topology
@@ -17,6 +18,7 @@ from ipe_events.clock import SYSTEM
 from ipe_events.declaration import Declared, declaration_of
 from ipe_events.events import AgentStatus, Gap, HandlerDeclaration, Payload
 from ipe_events.events.codec import decode, encode
+from ipe_events.events.registry import NO_SUCH_RESOURCE
 from ipe_events.runtime.app import HandlerApp
 from ipe_events.runtime.notices import HandlerPaused, HandlerResumed
 from ipe_events.subjects import AGENT_SERVICE, SNAPSHOT
@@ -340,6 +342,28 @@ async def test_what_it_needs_is_declared_and_what_nobody_collects_is_told(ready,
     assert "nobody collects" in told
     assert "prod-b" in told
     assert "prod-a" not in told.split("nobody collects")[1].splitlines()[0]
+
+
+async def test_a_mistyped_cluster_or_resource_is_told_with_the_fix(ready, run):
+    agents = await ready.kv("ipe_agents", create=True)
+    resources = {"deployments.apps": "watching", "deploymnts.apps": f"refused: {NO_SUCH_RESOURCE}"}
+    await agents.put("prod-a", encode(AgentStatus(cluster="prod-a", resources=resources, time=SYSTEM.now())))
+
+    @handler(on="deploymnts.apps", name="mistyped")
+    async def mistyped(event: Change) -> None: ...
+
+    @handler(on="deployments.apps", clusters="pord-*", name="elsewhere")
+    async def elsewhere(event: Change) -> None: ...
+
+    with capture_logs() as said:
+        await run(mistyped, elsewhere)
+    told = {entry["handler"]: (entry["problem"], entry["fix"]) for entry in said if "problem" in entry}
+    assert told == {
+        "mistyped": ("no resource deploymnts.apps exists in prod-a", "correct it: did you mean deployments.apps?"),
+        "elsewhere": (
+            "no agent serves clusters=pord-*", "start an agent there with `ipe agent run`, or correct `clusters=` of the handler",
+        ),
+    }  # fmt: skip
 
 
 async def test_what_retention_removed_unread_is_published_as_a_gap(ready, run):
