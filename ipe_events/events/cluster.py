@@ -67,7 +67,9 @@ class Gap(ClusterEvent):
 
     Attributes:
         resource: which one, as ``deployments.apps``; empty: all.
-        cause: ``history-expired``, ``oversize``, ``restored``, ``stream-lost``, ``retention``, ``selection``, ``first-start``…
+        cause: of a resource ``first-start``, ``history-expired``, ``relisted``, ``restored``, ``retention``, ``selection`` or
+            ``stream-lost``; of an object ``oversize``, ``unexaminable`` or ``unnameable``; of a cluster ``restored`` or
+            ``new-identity``; of a handler ``retention``.
         since: resourceVersion (or stream sequence) after which the record may be incomplete; empty: unknown.
         until: resourceVersion (or stream sequence) from which it is complete again; empty: still open.
         handler: whose consumption has the gap; empty: the cluster's collection.
