@@ -125,7 +125,7 @@ class Carrier:
         if isinstance(verdict, Outcome):
             await self._conclude(job, verdict)
         else:
-            self._writes.add(job.command.handler, job.command.target, self._clock.monotonic())
+            self._writes.add(job.command.handler, job.command.id, job.command.target, self._clock.monotonic())
             await self._claim_and_write(job, verdict)
 
     async def rehearse(self, job: Job) -> Outcome:
@@ -142,7 +142,7 @@ class Carrier:
     def recall(self, outcome: Outcome, age: float) -> None:
         """Count an outcome of this cluster that was published ``age`` seconds ago, by this agent or the one before."""
         if outcome.status in (Status.APPLIED, Status.UNKNOWN) and outcome.object_ref is not None:
-            self._writes.add(outcome.handler, outcome.object_ref, self._clock.monotonic() - age)
+            self._writes.add(outcome.handler, outcome.command, outcome.object_ref, self._clock.monotonic() - age)
             self._chains.wrote(outcome.uid, outcome.resource_version, outcome.hops)
 
     # --- writing -------------------------------------------------------------------------------------------------------------
@@ -239,8 +239,8 @@ class Carrier:
             return self._wording.failed(job, error)
         return None
 
-    async def _read_back(self, job: Job, resource: ApiResource, claim: Claim, error: KubeError | None) -> Outcome:
-        """What the cluster shows of a write that was not answered.
+    async def _read_back(self, job: Job, resource: ApiResource | None, claim: Claim, error: KubeError | None) -> Outcome:
+        """What the cluster shows of a write that was not answered; a resource that is gone meanwhile shows nothing, ever.
 
         Raises:
             Postponed: the API server cannot be asked now; the claim stays, and the next delivery comes here again.
@@ -252,6 +252,7 @@ class Carrier:
             else "the agent that claimed it left no outcome"
         )
         try:
+            resource = resource or await self._judge.resource(command)
             now = await write.read(self._session, resource, command.target.namespace, command.target.name, timeout=self._timeout)
         except KubeError as failure:
             if failure.retryable and self._clock.now() < command.expires + _UNREADABLE:
@@ -315,11 +316,7 @@ class Carrier:
             log.info("command was answered before", cluster=self._cluster, command=claim.command)
             return
         if claim.outcome is None:
-            try:
-                resource = await self._judge.resource(job.command)
-            except KubeError as error:
-                raise Postponed(f"it cannot be read back: {self._redactor.redact_text(error.message)}", delay=2.0) from error
-            await self._finish(job, await self._read_back(job, resource, claim, None), claim, revision)
+            await self._finish(job, await self._read_back(job, None, claim, None), claim, revision)
             return
         if not await self.outcomes.is_published(claim.outcome, claim.time):
             await self.outcomes.publish(claim.outcome, job.trace)

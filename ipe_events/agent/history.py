@@ -6,7 +6,7 @@ accepted writes per handler. Both are bounded; limits survive a restart because 
 the bus.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from ipe_events.agent.guardrails import Usage
@@ -44,27 +44,30 @@ class Chains:
 
 
 class Writes:
-    """Accepted writes of the last hour, per handler."""
+    """Accepted writes of the last hour, per handler; each command counts once, however often it is delivered or recalled."""
 
     def __init__(self) -> None:
-        self._writes: dict[str, deque[tuple[float, ObjectRef]]] = {}
+        self._writes: dict[str, OrderedDict[str, tuple[float, ObjectRef]]] = {}
 
-    def add(self, handler: str, target: ObjectRef, at: float) -> None:
-        """Count one write at monotonic second ``at``."""
-        writes = self._writes.setdefault(handler, deque(maxlen=_MAX_WRITES))
-        writes.append((at, target.model_copy(update={"uid": "", "version": ""})))
+    def add(self, handler: str, command: str, target: ObjectRef, at: float) -> None:
+        """Count the write of one command at monotonic second ``at``."""
+        writes = self._writes.setdefault(handler, OrderedDict())
+        if command not in writes:
+            writes[command] = (at, target.model_copy(update={"uid": "", "version": ""}))
+            if len(writes) > _MAX_WRITES:
+                writes.popitem(last=False)
 
     def usage(self, handler: str, target: ObjectRef, now: float, population: int | None) -> Usage:
         """What the handler has used at monotonic second ``now``, in view of its next target."""
-        writes = self._writes.get(handler)
-        while writes and writes[0][0] <= now - HOUR:
-            writes.popleft()
+        writes = self._writes.get(handler, OrderedDict())
+        for command in [command for command, (at, _) in writes.items() if at <= now - HOUR]:
+            del writes[command]
         if not writes:
             self._writes.pop(handler, None)
             return Usage(population=population)
         others = {each.name for each in self._neighbours(handler, target) if each.name != target.name}
         return Usage(
-            minute=sum(1 for at, _ in writes if at > now - MINUTE),
+            minute=sum(1 for at, _ in writes.values() if at > now - MINUTE),
             hour=len(writes),
             touched=len(others),
             population=population,
@@ -72,4 +75,5 @@ class Writes:
 
     def _neighbours(self, handler: str, target: ObjectRef) -> Iterator[ObjectRef]:
         place = (target.group, target.resource, target.namespace)
-        return (each for _, each in self._writes[handler] if (each.group, each.resource, each.namespace) == place)
+        written = self._writes[handler].values()
+        return (each for _, each in written if (each.group, each.resource, each.namespace) == place)

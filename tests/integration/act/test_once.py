@@ -9,7 +9,7 @@ from ipe_events.agent.config import LeaseSettings
 from ipe_events.agent.job import Postponed
 from ipe_events.agent.lease import LeaseKeeper, Role
 from ipe_events.bus.connection import Bus
-from ipe_events.errors import KubeTimeout
+from ipe_events.errors import KubeNotFound, KubeTimeout
 from ipe_events.events.outcome import Outcome, Status
 from ipe_events.kube.session import KubeSession
 from ipe_events.subjects import OUTCOME
@@ -128,6 +128,28 @@ async def test_a_crash_before_the_write_is_answered_unknown(place, streams, verb
     await (await make_carrier(place, streams, "c1", session=survivor)).carry(job)
     assert [(outcome.status, survivor.writes) for outcome in await published(streams)] == [(Status.UNKNOWN, 0)]
     assert place.get()["spec"]["replicas"] == 3
+
+
+async def test_a_claim_on_a_resource_that_is_gone_is_answered_unknown(fake_place, streams, monkeypatch):
+    """Its CustomResourceDefinition was removed while the agent was down: nobody will ever be able to tell."""
+    fake_place.deployment()
+    job = a_job(fake_place, SCALE)
+    with pytest.raises(Crash):
+        await (await make_carrier(fake_place, streams, "c1", session=Counting(fake_place.session, before=Crash()))).carry(job)
+    survivor = await make_carrier(fake_place, streams, "c1")
+
+    async def gone(_command):
+        raise KubeNotFound("the cluster has no deployments.apps", status=404)
+
+    async def refuses(_job):
+        return survivor._wording.outcome(job, Status.FAILED, message="no such resource")
+
+    monkeypatch.setattr(survivor._judge, "resource", gone)
+    monkeypatch.setattr(survivor._judge, "judge", refuses)
+    await survivor.carry(job)
+    (outcome,) = await published(streams)
+    assert outcome.status is Status.UNKNOWN
+    assert "it cannot be read back: the cluster has no deployments.apps" in outcome.message
 
 
 async def test_somebody_elses_same_value_is_no_proof(place, streams):
