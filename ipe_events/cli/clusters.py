@@ -70,8 +70,7 @@ TABLE: Table[Cluster] = Table(
 
 async def load(bus: "Bus", now: datetime) -> tuple[list[Cluster], list[str]]:
     """All clusters with a status, sorted by name, and the keys whose value cannot be read."""
-    from ipe_events.events.codec import decode
-    from ipe_events.events.registry import AgentStatus
+    from ipe_events.events.registry import read_status
 
     try:
         bucket = await bus.kv("ipe_agents")
@@ -80,7 +79,7 @@ async def load(bus: "Bus", now: datetime) -> tuple[list[Cluster], list[str]]:
     found, unreadable = [], []
     async for entry in bucket.entries():
         try:
-            status = decode(AgentStatus, entry.value)
+            status = read_status(entry.key, entry.value)
         except SchemaError:
             unreadable.append(entry.key)
         else:

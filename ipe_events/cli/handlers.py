@@ -16,7 +16,7 @@ import click
 
 from ipe_events.cli.common import Session, common_options, output_options, pass_session, run
 from ipe_events.cli.printers import Column, Table, print_items
-from ipe_events.errors import ConfigError, SchemaError, UsageError
+from ipe_events.errors import ConfigError, SchemaError, SubjectError, UsageError
 
 if TYPE_CHECKING:
     from ipe_events.bus.connection import Bus
@@ -258,14 +258,14 @@ def remove(session: Session, name: str, reason: str) -> None:
 async def _remove(session: Session, name: str, reason: str) -> None:
     from ipe_events.cli.acts import record_act
     from ipe_events.runtime.announce import HANDLERS_BUCKET
-    from ipe_events.subjects import escape, unescape
+    from ipe_events.subjects import escape
 
     async with session.bus() as bus:
         bucket = await bus.kv(HANDLERS_BUCKET)
         consumers = (await _consumers_of_handlers(bus)).get(name, [])
-        known = [unescape(entry.key) async for entry in bucket.entries(headers_only=True)]
-        if name not in known and not consumers:
-            near = difflib.get_close_matches(name, known, n=1)
+        known = {entry.key async for entry in bucket.entries(headers_only=True)}
+        if escape(name) not in known and not consumers:
+            near = difflib.get_close_matches(name, map(_readable, known), n=1)
             fix = f"did you mean {near[0]}?" if near else "see `ipe handlers list`"
             raise UsageError(f"no handler {name!r} has declared itself", where="handlers", fix=fix)
         if any(info.get("num_waiting") for _, info in consumers):
@@ -275,6 +275,16 @@ async def _remove(session: Session, name: str, reason: str) -> None:
         await bucket.delete(escape(name))
         await record_act(bus, "remove", f"handler {name}", reason=reason)
     session.note(f"{name} is forgotten, with {len(consumers)} consumers")
+
+
+def _readable(key: str) -> str:
+    """The name behind a key; a key that nobody escaped is shown as it is."""
+    from ipe_events.subjects import unescape
+
+    try:
+        return unescape(key)
+    except SubjectError:
+        return key
 
 
 async def _consumers_of_handlers(bus: "Bus") -> dict[str, list[tuple[str, dict[str, Any]]]]:

@@ -94,6 +94,18 @@ class AgentStatus(Model):
         return self.resources.get(resource, "").endswith(NO_SUCH_RESOURCE)
 
 
+def read_status(key: str, body: bytes) -> AgentStatus:
+    """The status under a key of bucket ``ipe_agents``; an agent speaks for its cluster alone.
+
+    Raises:
+        SchemaError: it is malformed, or that of another cluster than the key's.
+    """
+    found = decode(AgentStatus, body)
+    if escape(found.cluster) != key:
+        raise SchemaError(f"it reports another cluster, {found.cluster!r}", fix="delete the key; find who may write there")
+    return found
+
+
 class SnapshotTaken(Model):
     """One snapshot that was taken in; key ``<handler id>.<cluster>.<group>.<resource>`` of bucket ``ipe_snapshots``.
 

@@ -15,7 +15,7 @@ from ipe_events.events.codec import decode, encode, parse
 from ipe_events.events.command import Command
 from ipe_events.events.outcome import Outcome
 from ipe_events.events.refs import ObjectRef, ResourceRef
-from ipe_events.events.registry import AgentStatus
+from ipe_events.events.registry import AgentStatus, read_status
 from ipe_events.runtime.port import Port
 from ipe_events.subjects import AGENT_SERVICE
 
@@ -86,7 +86,7 @@ class Agents:
             if entry is None:
                 continue
             try:
-                statuses.append(decode(AgentStatus, entry.value))
+                statuses.append(read_status(key, entry.value))
             except SchemaError as error:
                 from ipe_events.telemetry.log import get_logger  # keeps the import of the vocabulary cheap
 

@@ -20,11 +20,11 @@ from ipe_events.bus.delivery import Delivery
 from ipe_events.bus.reading import OrderedReader
 from ipe_events.clock import Clock, rfc3339
 from ipe_events.errors import BusError, BusTimeout, BusUnavailable, SchemaError
-from ipe_events.events.codec import decode, parse
+from ipe_events.events.codec import parse
 from ipe_events.events.headers import header
 from ipe_events.events.ids import derived_id
 from ipe_events.events.refs import ResourceRef
-from ipe_events.events.registry import AgentStatus
+from ipe_events.events.registry import read_status
 from ipe_events.runtime.agents import AGENTS_BUCKET
 from ipe_events.runtime.filters import matches_any
 from ipe_events.runtime.snapshot import Join, Scope, can_tell
@@ -169,7 +169,7 @@ class SnapshotLoader:
     def _look(self, key: str, value: bytes) -> list[_Load]:
         """What an agent's status asks for: snapshots to begin; those under way are begun anew when it is another agent."""
         try:
-            status = decode(AgentStatus, value)
+            status = read_status(key, value)
         except SchemaError as error:
             log.warning("an agent's status cannot be read", key=key, error=str(error))
             return []

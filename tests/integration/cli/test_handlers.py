@@ -3,7 +3,7 @@
 from ipe_events.bus import topology
 from ipe_events.clock import SYSTEM
 from ipe_events.events.codec import encode
-from ipe_events.events.registry import HandlerDeclaration
+from ipe_events.events.registry import AgentStatus, HandlerDeclaration
 from tests.helpers import eventually
 
 TEXT = """
@@ -72,3 +72,22 @@ async def test_a_handler_reads_falls_silent_and_is_forgotten(bus, ipe, tmp_path)
     assert not (await bus.js_api("CONSUMER.LIST.IPE_K8S", {"offset": 0}))["consumers"]
     (act,) = (await ipe("events", "list", "--topic", "act", "-o", "json")).items
     assert "remove handler my-pods replaced" in act["summary"]
+
+
+async def test_a_key_that_nobody_escaped_stands_in_no_ones_way(bus, ipe):
+    await topology.ensure(bus)
+    handlers = await bus.kv("ipe_handlers")
+    await handlers.put("a.b", b"{}")
+    await handlers.put("gone", encode(HandlerDeclaration(handler="gone", time=SYSTEM.now())))
+    done = await ipe("handlers", "remove", "gone")
+    assert (done.code, done.err) == (0, "gone is forgotten, with 0 consumers\n")
+
+
+async def test_a_status_under_anothers_key_is_named_and_hides_no_other(bus, ipe):
+    await topology.ensure(bus)
+    agents = await bus.kv("ipe_agents")
+    await agents.put("prod", encode(AgentStatus(cluster="prod", state="connected", time=SYSTEM.now())))
+    await agents.put("posing", encode(AgentStatus(cluster="prod", state="disconnected", time=SYSTEM.now())))
+    done = await ipe("clusters", "list", "-o", "json")
+    assert [(item["name"], item["state"]) for item in done.items] == [("prod", "connected")]
+    assert "posing" in done.err
