@@ -10,8 +10,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from ipe_events.declaration import Batch
-from ipe_events.runtime.work import Work
+from ipe_events.runtime.work import UNSETTLED_SECONDS, Work
 from ipe_events.tasks import end
+from ipe_events.telemetry.log import get_logger
+
+log = get_logger(__name__)
 
 RunBatch = Callable[[Sequence[Work]], Awaitable[float | None]]
 """Does one batch; returns None when all of it is settled, else the seconds to wait before the same batch again."""
@@ -93,11 +96,27 @@ class Batches:
             if not self._late:
                 raise
             self._not_late()
-            return await self._timed_out(piece)
+            # the time is up once: the watchdog must not cut off what settles the batch
+            self._since = float("inf")
+            return await self._after_timeout(piece)
+        except Exception as error:  # noqa: BLE001 - the worker must outlive it
+            return self._unsettled(piece, error)
         finally:
             self._busy = False
             self._idle.set()
         return delay
+
+    async def _after_timeout(self, piece: list[Work]) -> float | None:
+        try:
+            return await self._timed_out(piece)
+        except Exception as error:  # noqa: BLE001 - the worker must outlive it
+            return self._unsettled(piece, error)
+
+    @staticmethod
+    def _unsettled(piece: list[Work], error: Exception) -> float:
+        """The worker outlives whatever goes wrong in settling a batch: its events stay, and are tried again."""
+        log.error("a batch could not be settled", size=len(piece), retry_seconds=UNSETTLED_SECONDS, exc_info=error)
+        return UNSETTLED_SECONDS
 
     def _not_late(self) -> None:
         self._late = False

@@ -26,11 +26,14 @@ class Breaker:
     def failed(self, lane: bytes | str) -> bool:
         """Note a failure; True when it is the one that pauses the handler."""
         if self.paused:
-            self._probes += 1
-            return False
+            return False  # a probe, or a call that was at work when the handler was paused
         self._failing.add(lane)
         self.paused = len(self._failing) >= self._limit
         return self.paused
+
+    def probing(self) -> None:
+        """Note that a probe begins."""
+        self._probes += 1
 
     def succeeded(self) -> bool:
         """Note a success; True when it ends a pause."""

@@ -158,6 +158,7 @@ class Consumption:
         elif now >= self._probe_at:
             self._probe_at = 0.0
             log.info("probing a paused handler", handler=self.subscriber.declared.id)
+            breaker.probing()
             self.subscriber.lanes.probe()
 
 

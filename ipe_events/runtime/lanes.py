@@ -15,8 +15,11 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from ipe_events.runtime.work import Work
+from ipe_events.runtime.work import UNSETTLED_SECONDS, Work
 from ipe_events.tasks import end
+from ipe_events.telemetry.log import get_logger
+
+log = get_logger(__name__)
 
 LANE_LIMIT = 128
 """Pieces of work that one lane holds in memory."""
@@ -194,12 +197,28 @@ class Lanes:
                 if not worker.late:
                     raise
                 self._not_late(worker)
-                delay = await self._timed_out(work)
+                # the time is up once: the watchdog must not cut off what settles the piece
+                worker.since = float("inf")
+                delay = await self._after_timeout(work)
+            except Exception as error:  # noqa: BLE001 - the worker must outlive it
+                delay = self._unsettled(work, error)
             finally:
                 worker.work = None
                 lane.running = False
                 self._settled.set()
             self._after(lane, delay)
+
+    async def _after_timeout(self, work: Work) -> float | None:
+        try:
+            return await self._timed_out(work)
+        except Exception as error:  # noqa: BLE001 - the worker must outlive it
+            return self._unsettled(work, error)
+
+    @staticmethod
+    def _unsettled(work: Work, error: Exception) -> float:
+        """A worker outlives whatever goes wrong in settling its event: the event stays, and is tried again."""
+        log.error("an event could not be settled", subject=work.delivery.subject, retry_seconds=UNSETTLED_SECONDS, exc_info=error)
+        return UNSETTLED_SECONDS
 
     @staticmethod
     def _not_late(worker: _Worker) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ipe_events.declaration import Subscription
-from ipe_events.errors import BusTimeout, BusUnavailable, SchemaError
+from ipe_events.errors import BusTimeout, BusUnavailable, IpeError, SchemaError
 from ipe_events.events import codec
 from ipe_events.events.base import Payload
 from ipe_events.events.change import Change
@@ -46,6 +46,7 @@ DECLINE_SECONDS = 1.0
 """After which the server offers again what a full lane declined."""
 
 _BUS_SECONDS = 1.0
+_REFUSED_SECONDS = 30.0
 _REMEMBERED = 100_000
 _UNKNOWN_TYPE = "no payload type of this handler"
 _REPLAY_HANDLER = REPLAY_HANDLER.encode()
@@ -193,6 +194,10 @@ class Subscriber:
                 result = await self._bound(None, first)
                 if result is not None:
                     await self._publish(self._call(work), result)
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            return await self._raised(work, RuntimeError("the handler awaited something that was cancelled"))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes an outcome
             return await self._raised(work, error)
         self._settle(work, "acked")
@@ -215,6 +220,10 @@ class Subscriber:
                 call = self._call(wanted[0])
                 with self._span(call, wanted[1:]):
                     await self._publish(call, await self._bound(call, events))
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            return await self._batch_raised(works, RuntimeError("the handler awaited something that was cancelled"))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes an outcome
             return await self._batch_raised(works, error)
         for work in works:
@@ -331,6 +340,10 @@ class Subscriber:
         except (BusUnavailable, BusTimeout) as lost:
             self._tell(work, "retry", lost)
             return _BUS_SECONDS
+        except IpeError as refused:  # no such stream, no right to it: until somebody mends that, the event stays
+            log.error("a dead letter cannot be stored", handler=declared.id, error=str(refused), retry_seconds=_REFUSED_SECONDS)  # noqa: TRY400 - the error says it all
+            self._tell(work, "retry", refused)
+            return _REFUSED_SECONDS
         work.delivery.term(outcome)
         self.figures.outcomes[outcome].add()
         log.error(
@@ -418,3 +431,9 @@ def _decoder(declared: Subscription) -> Callable[[Deliverable], Any]:
         return codec.decode(model, delivery.body, ce_type=None if model in FAMILY_ROOTS else found or None)
 
     return decode
+
+
+def _cancelled() -> bool:
+    """Whether it is us who are cancelled, not something that the handler awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -4,6 +4,9 @@ from typing import Protocol
 
 from ipe_events.events.message import Incoming
 
+UNSETTLED_SECONDS = 1.0
+"""Until an event is tried again whose settling failed in a way that nobody foresaw."""
+
 
 class Deliverable(Incoming, Protocol):
     """A message and the ways to settle it; the bus's ``Delivery`` is one, the test bus has its own."""

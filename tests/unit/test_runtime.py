@@ -279,10 +279,13 @@ def test_failures_across_lanes_pause_and_a_success_resumes():
     assert not breaker.succeeded()
     assert [breaker.failed(lane) for lane in ("a", "b", "c")] == [False, False, True]
     assert breaker.probe_after == 5
+    assert not breaker.failed("d")
+    assert breaker.probe_after == 5  # a call that was at work when the handler was paused is no probe
+    breaker.probing()
     assert not breaker.failed("a")
     assert breaker.probe_after == 10
     for _ in range(40):
-        breaker.failed("a")
+        breaker.probing()
     assert breaker.probe_after == 60
     assert breaker.succeeded()
     assert not breaker.paused

@@ -1,0 +1,90 @@
+"""Lanes and batches under failure: no piece of work is lost, and no worker dies of one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ipe_events.declaration import Batch
+from ipe_events.runtime.batches import Batches
+from ipe_events.runtime.lanes import Lanes
+from ipe_events.runtime.work import Work
+from tests.helpers import eventually
+
+Piece = Work | Sequence[Work]
+Do = Callable[[Piece], Awaitable[float | None]]
+
+
+def piece(seq: int, deliveries: int = 1) -> Work:
+    delivery: Any = SimpleNamespace(seq=seq, deliveries=deliveries, subject="ipe.test", ack=lambda: None, nak=lambda _delay: None)
+    return Work(delivery, 0.0)
+
+
+def seq_of(work: Piece) -> int:
+    return (work if isinstance(work, Work) else work[0]).delivery.seq
+
+
+async def settle() -> None:
+    """Let everything that can go on without the clock go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def one_worker(kind: str, run: Do, timed_out: Do) -> Lanes | Batches:
+    if kind == "batches":
+        return Batches(run, timed_out, batch=Batch(1, 0), alone=lambda _works: False)
+    return Lanes(run, timed_out, concurrency=1, latest=False, superseded=lambda _work: None)
+
+
+both = pytest.mark.parametrize("kind", ["lanes", "batches"])
+
+
+@both
+async def test_the_watchdog_lets_a_timed_out_piece_be_settled(kind):
+    stored = asyncio.Event()
+    done: list[int | str] = []
+
+    async def run(work: Piece) -> None:
+        if seq_of(work) == 1:
+            await asyncio.Event().wait()
+        done.append(seq_of(work))
+
+    async def timed_out(_work: Piece) -> None:
+        await stored.wait()
+        done.append("buried")
+
+    lanes = one_worker(kind, run, timed_out)
+    lanes.put("a", piece(1))
+    lanes.put("b", piece(2))
+    for _ in range(3):
+        await settle()
+        lanes.cancel_overdue(-1)  # every piece that is worked on is overdue
+    stored.set()
+    await settle()
+    assert done == ["buried", 2]
+    assert await lanes.drain(0) == []
+
+
+@both
+async def test_a_worker_outlives_what_cannot_be_settled(kind):
+    """E.g. a dead letter that is refused: the event stays and comes again, and the others go on."""
+    failed: list[int] = []
+    done: list[int] = []
+
+    async def run(work: Piece) -> None:
+        if seq_of(work) == 1 and not failed:
+            failed.append(1)
+            raise RuntimeError("refused while it was settled")
+        done.append(seq_of(work))
+
+    async def timed_out(_work: Piece) -> None:
+        raise AssertionError("nothing is late")
+
+    lanes = one_worker(kind, run, timed_out)
+    lanes.put("a", piece(1))
+    lanes.put("b", piece(2))
+    await eventually(lambda: sorted(done) == [1, 2])
+    assert failed == [1]
+    await lanes.drain(0)
