@@ -94,6 +94,7 @@ class Subscriber:
         self._decode = _decoder(declared)
         self._changes = issubclass(declared.payloads[0], Change)
         self._newest: OrderedDict[bytes | str, tuple[int, int, bool]] = OrderedDict()
+        self._declines: dict[tuple[str, int], int] = {}
         self._loop = asyncio.get_running_loop()
         self.lanes: Lanes | Batches = (
             Batches(self.handle_batch, self._batch_timed_out, batch=declared.batch, alone=self._exhausted)
@@ -123,10 +124,20 @@ class Subscriber:
         if self._changes and (self.declared.latest or self.join is not None) and self._stale(key, delivery):
             self._settle(work, "stale")
             return
+        if self._declines:
+            # what a full lane declined was delivered, but not tried
+            work.tries = -self._declines.pop((delivery.stream, delivery.seq), 0)
         if not self.lanes.put(key, work):
-            delivery.nak(DECLINE_SECONDS)
+            self._decline(work)
         elif self.lanes.size >= CAPACITY:
             self.on_full()
+
+    def _decline(self, work: Work) -> None:
+        delivery = work.delivery
+        if len(self._declines) >= _REMEMBERED:
+            self._declines.clear()
+        self._declines[delivery.stream, delivery.seq] = 1 - work.tries
+        delivery.nak(DECLINE_SECONDS)
 
     def receive_item(self, delivery: Deliverable) -> None:
         """A snapshot's item arrived; what live changes have overtaken is dropped."""

@@ -33,7 +33,7 @@ class Work:
 
     Attributes:
         delivery: the message.
-        tries: how often this process has tried it in vain.
+        tries: how often this process has tried it in vain, less the deliveries that it declined untried.
         touched: loop time when the server last heard that it is being worked on.
     """
 
