@@ -62,6 +62,9 @@ class Batches:
         self._changed.set()
         return True
 
+    def resumed(self) -> None:
+        """The consumer goes on after it was held; nothing is declined here, so nothing is awaited."""
+
     async def wait_below(self, size: int) -> None:
         """Return when fewer than ``size`` pieces are in memory."""
         while self.size >= size:

@@ -138,6 +138,7 @@ class Consumption:
                 self._say_in_progress(now)
             if self._full and subscriber.lanes.size <= CAPACITY // 2:
                 self._full = False
+                subscriber.lanes.resumed()
                 for consumer in self.consumers:
                     consumer.resume()
             self._probe(now)

@@ -5,7 +5,8 @@ do *one* piece of work at a time, so that an object with a thousand events waits
 repeated stays at the head of its lane, and the lane sleeps: what came later for that object waits, nobody else does.
 
 Memory is bounded: a lane holds at most ``LANE_LIMIT`` pieces. What does not fit is declined, handed back to the server with a
-delay, and taken again in its old order: a lane remembers the sequences that it declined and lets nothing pass them.
+delay, and taken again in its old order: a lane remembers the sequences that it declined and lets nothing pass them. One that
+stays away although the lane has run empty was removed from the stream, and is forgotten.
 
 Workers are tasks that run the handler's coroutine directly: a handler that does not wait costs no task and no trip through the
 event loop. Time-outs are enforced by a watchdog rather than by a timer per event, for the same reason.
@@ -24,6 +25,9 @@ log = get_logger(__name__)
 LANE_LIMIT = 128
 """Pieces of work that one lane holds in memory."""
 
+GONE_SECONDS = 30.0
+"""After which a declined piece that was not offered again is taken for removed from the stream."""
+
 _SLICE = 0.005
 """Seconds a worker may go on before it lets the event loop breathe."""
 
@@ -40,7 +44,7 @@ class Lane:
         self.key = key
         self.head: Work | None = head
         self.rest: deque[Work] | None = None
-        self.declined: set[int] | None = None
+        self.declined: dict[int, float] | None = None
         self.running = False
 
 
@@ -122,15 +126,13 @@ class Lanes:
             return True
         if lane.rest is None:
             lane.rest = deque()
-        declined = lane.declined
-        blocked = declined and min(declined) < seq
-        if blocked or len(lane.rest) + 1 >= LANE_LIMIT:
-            if declined is None:
-                lane.declined = declined = set()
-            declined.add(seq)
+        if self._awaits_older(lane, seq) or len(lane.rest) + 1 >= LANE_LIMIT:
+            if lane.declined is None:
+                lane.declined = {}
+            lane.declined[seq] = self._loop.time()
             return False
-        if declined:
-            declined.discard(seq)
+        if lane.declined:
+            lane.declined.pop(seq, None)
         self.size += 1
         if lane.head is None:
             lane.head = work
@@ -140,6 +142,24 @@ class Lanes:
         else:
             lane.rest.append(work)
         return True
+
+    def _awaits_older(self, lane: Lane, seq: int) -> bool:
+        """Whether the lane declined an older piece, which must come first."""
+        declined = lane.declined
+        if not declined:
+            return False
+        if lane.head is None:
+            offered_since = self._loop.time() - GONE_SECONDS
+            for gone in [old for old, moment in declined.items() if moment < offered_since]:
+                del declined[gone]
+        return bool(declined) and min(declined) < seq
+
+    def resumed(self) -> None:
+        """The consumer goes on after it was held: what was declined could not come back before."""
+        now = self._loop.time()
+        for lane in self._lanes.values():
+            if lane.declined:
+                lane.declined = dict.fromkeys(lane.declined, now)
 
     async def wait_below(self, size: int) -> None:
         """Return when fewer than ``size`` pieces are in memory."""

@@ -9,7 +9,7 @@ import pytest
 
 from ipe_events.declaration import Batch
 from ipe_events.runtime.batches import Batches
-from ipe_events.runtime.lanes import Lanes
+from ipe_events.runtime.lanes import LANE_LIMIT, Lanes
 from ipe_events.runtime.work import Work
 from tests.helpers import eventually
 
@@ -88,3 +88,33 @@ async def test_a_worker_outlives_what_cannot_be_settled(kind):
     await eventually(lambda: sorted(done) == [1, 2])
     assert failed == [1]
     await lanes.drain(0)
+async def finish(_work: Piece) -> None: ...
+
+
+@pytest.fixture
+async def declining() -> Lanes:
+    """Lanes whose lane ``a`` is empty and has declined piece 1000."""
+    lanes = Lanes(finish, finish, concurrency=1, latest=False, superseded=lambda _work: None)
+    taken = [lanes.put("a", piece(seq)) for seq in range(1, LANE_LIMIT + 1)]
+    assert all(taken)
+    assert not lanes.put("a", piece(1000))
+    await settle()
+    assert lanes.size == 0
+    return lanes
+
+
+async def test_a_declined_piece_that_never_returns_is_forgotten(declining, monkeypatch):
+    assert not declining.put("a", piece(1001)), "1000 may still come back"
+    monkeypatch.setattr("ipe_events.runtime.lanes.GONE_SECONDS", -1)  # as if all that time had passed
+    assert declining.put("a", piece(1002))
+    assert len(await declining.drain(0)) == 1
+
+
+async def test_a_held_consumer_does_not_make_declined_pieces_forgotten(declining, monkeypatch):
+    now = asyncio.get_running_loop().time()
+    (lane,) = declining._lanes.values()
+    lane.declined = {1000: now - 1_000}
+    declining.resumed()
+    assert not declining.put("a", piece(1001)), "1000 could not come back while the consumer was held"
+    assert declining.put("a", piece(1000))
+    await declining.drain(0)
