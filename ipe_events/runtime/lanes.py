@@ -105,6 +105,14 @@ class Lanes:
         return self._append(lane, work)
 
     def _replace(self, lane: Lane, work: Work) -> None:
+        waiting = None if lane.running else lane.head
+        newest = lane.rest[-1] if lane.rest else waiting
+        # a snapshot's items count downwards from 0 and come in their own order
+        if newest is not None and 0 < work.delivery.seq <= newest.delivery.seq:
+            if work.delivery.seq < newest.delivery.seq:
+                self.size += 1
+                self._drop(work)
+            return
         self.size += 1
         if lane.running:
             if lane.rest:

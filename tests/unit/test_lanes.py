@@ -88,6 +88,8 @@ async def test_a_worker_outlives_what_cannot_be_settled(kind):
     await eventually(lambda: sorted(done) == [1, 2])
     assert failed == [1]
     await lanes.drain(0)
+
+
 async def finish(_work: Piece) -> None: ...
 
 
@@ -110,7 +112,7 @@ async def test_a_declined_piece_that_never_returns_is_forgotten(declining, monke
     assert len(await declining.drain(0)) == 1
 
 
-async def test_a_held_consumer_does_not_make_declined_pieces_forgotten(declining, monkeypatch):
+async def test_a_held_consumer_does_not_make_declined_pieces_forgotten(declining):
     now = asyncio.get_running_loop().time()
     (lane,) = declining._lanes.values()
     lane.declined = {1000: now - 1_000}
@@ -118,3 +120,19 @@ async def test_a_held_consumer_does_not_make_declined_pieces_forgotten(declining
     assert not declining.put("a", piece(1001)), "1000 could not come back while the consumer was held"
     assert declining.put("a", piece(1000))
     await declining.drain(0)
+
+
+async def test_latest_keeps_the_newest_whatever_is_delivered_again():
+    async def later(_work: Piece) -> float:
+        return 3_600.0
+
+    dropped: list[int] = []
+    lanes = Lanes(later, later, concurrency=1, latest=True, superseded=lambda work: dropped.append(seq_of(work)))
+    lanes.put("a", piece(5))
+    await settle()
+    lanes.put("a", piece(7))
+    lanes.put("a", piece(5, deliveries=2))
+    lanes.put("a", piece(7, deliveries=2))
+    assert dropped == [5, 5]
+    assert lanes.size == 1
+    assert [seq_of(work) for work in await lanes.drain(0)] == [7]
