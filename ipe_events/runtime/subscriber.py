@@ -321,6 +321,8 @@ class Subscriber:
         """An exception: again after a back-off, in the end a dead letter; unless everything fails."""
         self.figures.failed(error).add()
         self.last_error = f"{type(error).__name__}: {error}"
+        if isinstance(error, SchemaError):  # the event is broken, not the handler: no reason to pause, nor to try again
+            return await self._bury(work, error, "dead")
         key = lane_key(work.delivery.header_bytes) or work.delivery.subject
         newly_paused = self.breaker.failed(key)
         log.warning(
@@ -338,7 +340,7 @@ class Subscriber:
         if self.breaker.paused:
             self._tell(work, "failed", error)
             return self.breaker.probe_after
-        if isinstance(error, SchemaError) or work.attempt >= self.declared.retry.attempts:
+        if work.attempt >= self.declared.retry.attempts:
             return await self._bury(work, error, "dead")
         work.tries += 1
         self._tell(work, "failed", error)

@@ -16,6 +16,7 @@ from ipe_events.bus.connection import Bus
 from ipe_events.bus.services import Endpoint, Reply, Request
 from ipe_events.clock import SYSTEM
 from ipe_events.declaration import Declared, declaration_of
+from ipe_events.errors import SchemaError
 from ipe_events.events import AgentStatus, Gap, HandlerDeclaration, Payload
 from ipe_events.events.codec import decode, encode
 from ipe_events.events.registry import NO_SUCH_RESOURCE
@@ -209,6 +210,25 @@ async def test_when_everything_fails_the_handler_pauses_and_comes_back(ready, ru
     assert not subscriber.breaker.paused
     found = await eventually(lambda: kinds(ready))
     assert found == [HandlerPaused.type_name, HandlerResumed.type_name]
+
+
+async def test_events_that_cannot_be_read_are_dead_letters_and_no_reason_to_pause(ready, run):
+    seen: list[str] = []
+
+    @handler(on="pods", start="all")
+    async def reader(pod: Change) -> None:
+        if pod.name != "good":
+            raise SchemaError("this body is no pod")  # what decoding raises for a malformed one
+        seen.append(pod.name)
+
+    for number in range(8):
+        await publish(ready, change(pod(f"bad{number}", 1)))
+    await publish(ready, change(pod("good", 1)))
+    app = await run(reader)
+    await eventually(lambda: settled(ready, "reader"))
+    assert seen == ["good"]
+    assert not app.subscribers["reader"].breaker.paused
+    assert len([letter async for letter in ready.read("IPE_DLQ")]) == 8
 
 
 async def kinds(bus: Bus) -> list[str]:
