@@ -298,7 +298,9 @@ async def test_a_pods_spec_is_nearly_immutable(api: ApiServer):
     if not api.simulated:
         await api.call("POST", f"{CORE}/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
     pods = f"{CORE}/namespaces/{namespace}/pods"
-    pod = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "x", "image": "i"}]}, "status": {"phase": "Running"}}
+    # no scheduler takes it, so nothing but this test writes its status
+    spec = {"schedulerName": "nobody", "containers": [{"name": "x", "image": "i"}]}
+    pod = {"metadata": {"name": "p"}, "spec": spec, "status": {"phase": "Running"}}
     created = await api.ok("POST", pods, pod)
     assert created["status"]["phase"] == "Pending"
     assert created["metadata"]["generation"] == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -90,7 +91,8 @@ async def test_your_own_cluster_is_observed_and_never_written(lonely_ipe, tmp_pa
         before = cluster.resource_version
         done = await lonely_ipe("demo", "--pace", "0s", "--kubeconfig", str(cluster.kubeconfig(tmp_path / "kubeconfig")))
         assert done.code == 0, done.out + done.err
-        assert "looked at 2 deployments and asked for 1 changes" in done.out
+        # how many it has looked at when its first command is refused depends on the order of the list
+        assert re.search(r"looked at [12] deployments and asked for 1 changes", done.out), done.out
         assert "1 of 1 commands were refused" in done.out
         assert cluster.resource_version == before
 
